@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MindVideo: action recognition for MindSpore, from video file to report.
+
+    video file -> clip -> batch -> backbone -> head -> loss | score -> metric -> report
+
+    data/       video.py  sampling.py  transforms.py  manifest.py  datasets.py  episodes.py  loader.py
+    models/     one paper, one file; layers.py the shared parts; registry.py create_model, list_models
+    losses/  metrics/  report/
+    engine/     loop.py  optim.py  checkpoint.py  device.py  log.py
+    tasks/      fewshot.py: joins the above
+    config.py   the schema of every YAML file;  cli.py: `mindvideo train|eval|models`
+
+Importing this package guards CPU users against a fault of newer MindSpore wheels, see `_guard_cpu_kernels`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib import metadata
+
+__version__ = "0.1.0"
+MINDSPORE = "2.8.0"
+
+
+def _guard_cpu_kernels() -> None:
+    """Keep convolutions off oneDNN's reference kernels.
+
+    MindSpore 2.9 and 2.10 ship a oneDNN that sends every convolution on an AVX-512 CPU to its reference kernel,
+    some hundred times slower. Capped at AVX2 before MindSpore loads, it picks an optimised one.
+    """
+    try:
+        installed = metadata.version("mindspore")
+    except metadata.PackageNotFoundError:
+        return
+    if installed != MINDSPORE:
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+        warnings.warn(
+            f"MindVideo is built and tested on MindSpore {MINDSPORE}, but {installed} is installed: results and speed "
+            f"may differ. Install the tested one with `pip install mindspore=={MINDSPORE}`.",
+            stacklevel=3,
+        )
+
+
+# MindSpore's warnings are for its own developers (a GPU it looked for, a class of its own that is deprecated); its
+# errors still show. It reads this when it loads.
+os.environ.setdefault("GLOG_v", "3")
+_guard_cpu_kernels()
