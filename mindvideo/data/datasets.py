@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets on disk: UCF101 and HMDB51 trees with their official splits, a folder per class, or a CSV file.
+
+A tree is `<root>/<Class>/<video>`, where a video is a file or a folder of frames. Frame counts come from
+decoding every video once (`count_all_frames`), which also finds the broken ones; they are cached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from mindvideo.data.manifest import Sample, read_csv
+from mindvideo.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, count_frames
+from mindvideo.errors import InputError, VideoError
+
+_UCF101_NAME = re.compile(r"v_\w+_(g\d+)_c\d+")
+_HMDB51_TAIL = re.compile(r"_[a-z]+_[a-z]{2}_np\d+_[a-z]{2}_[a-z]+_\d+$")
+
+
+def ucf101(root: Path) -> list[Sample]:
+    """`<root>/<Class>/v_<Class>_gXX_cYY.*`; the group is <Class>/gXX (25 sources a class)."""
+    return _tree(root, lambda label, stem: f"{label}/{_match(_UCF101_NAME, stem, label)}")
+
+
+def stickfigures(root: Path) -> list[Sample]:
+    """The embedded sample's videos; the group is gXX, an actor in a scene, which all classes share."""
+    return [replace(sample, group=sample.group.partition("/")[2]) for sample in ucf101(root)]
+
+
+def hmdb51(root: Path) -> list[Sample]:
+    """`<root>/<class>/<film>_<class>_<six tags>.*`; the group is the film, whatever its class."""
+    return _tree(root, lambda label, stem: _HMDB51_TAIL.sub("", stem).removesuffix(f"_{label}"))
+
+
+def folder(root: Path) -> list[Sample]:
+    """`<root>/<Class>/*`; every video is its own group."""
+    return _tree(root, lambda label, stem: f"{label}/{stem}")
+
+
+def csv(root: Path) -> list[Sample]:
+    """A CSV file `path,label,group`; relative paths start at its folder."""
+    return read_csv(root)
+
+
+READERS: dict[str, Callable[[Path], list[Sample]]] = {
+    "stickfigures": stickfigures, "ucf101": ucf101, "hmdb51": hmdb51, "folder": folder, "csv": csv,
+}  # fmt: skip
+
+
+def _match(pattern: re.Pattern[str], stem: str, label: str) -> str:
+    found = pattern.fullmatch(stem)
+    if found is None:
+        raise InputError(f"{label}/{stem}: UCF101 names are v_<Class>_gXX_cYY; use `data.dataset: folder`.")
+    return found.group(1)
+
+
+def _tree(root: Path, group_of: Callable[[str, str], str]) -> list[Sample]:
+    """All videos of a class tree, sorted.
+
+    Folders without a video, such as those of split lists, are no classes; an empty folder is an error.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"data.root: {root} is not a folder. Expected {root}/<Class>/<video>.")
+    samples: list[Sample] = []
+    for class_folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        entries = [p for p in sorted(class_folder.iterdir()) if not p.name.startswith(".")]
+        if not entries:
+            raise InputError(f"{class_folder}: the class folder is empty; remove it or add videos.")
+        label = class_folder.name
+        videos = [p for p in entries if _is_video(p)]
+        samples += [Sample(p, label, group_of(label, _stem(p))) for p in videos]
+    if not samples:
+        raise InputError(f"{root}: no video found; expected {root}/<Class>/<video>.")
+    return samples
+
+
+def _stem(path: Path) -> str:
+    """A video's name without suffix; the dots in the name of a frame folder are part of it."""
+    return path.name if path.is_dir() else path.stem
+
+
+def _is_video(path: Path) -> bool:
+    if path.is_dir():
+        return any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def read_classes(split: Path, part: str) -> list[str]:
+    """The class names of one part of a few-shot split: `<split>/<part>.txt`, one name a line."""
+    path = Path(split) / f"{part}.txt"
+    if not path.is_file():
+        raise InputError(f"data.split: {path} does not exist; a split is a folder with train.txt, val.txt, test.txt.")
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [name for name in names if name]
+
+
+def ucf101_split(root: Path, number: int = 1) -> tuple[list[Sample], list[Sample]]:
+    """The official train and test videos of `<root>/ucfTrainTestlist/{train,test}list0<number>.txt`."""
+    by_name = {f"{s.label}/{_stem(s.path)}": s for s in ucf101(root)}
+    lists = []
+    for part in ("train", "test"):
+        path = Path(root) / "ucfTrainTestlist" / f"{part}list{number:02d}.txt"
+        names = [line.split()[0] for line in _lines(path)]
+        lists.append(_find(by_name, [name.rsplit(".", 1)[0] for name in names], path))
+    return lists[0], lists[1]
+
+
+def hmdb51_split(root: Path, number: int = 1, lists: Path | None = None) -> tuple[list[Sample], list[Sample]]:
+    """The official train and test videos of `<lists>/<class>_test_split<number>.txt`, whose lines are
+    `<video> 1` for train, `2` for test and `0` for unused.
+
+    `lists` defaults to `<root>/testTrainMulti_7030_splits`.
+    """
+    lists = Path(lists) if lists else Path(root) / "testTrainMulti_7030_splits"
+    by_name = {f"{s.label}/{_stem(s.path)}": s for s in hmdb51(root)}
+    parts: dict[str, list[Sample]] = {"1": [], "2": []}
+    for label in sorted({s.label for s in by_name.values()}):
+        path = lists / f"{label}_test_split{number}.txt"
+        lines = [line.strip().rpartition(" ") for line in _lines(path)]
+        for use, samples in parts.items():
+            names = [f"{label}/{name.rsplit('.', 1)[0]}" for name, _, used in lines if used == use]
+            samples += _find(by_name, names, path)
+    return parts["1"], parts["2"]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such split file.")
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _find(by_name: dict[str, Sample], names: Sequence[str], path: Path) -> list[Sample]:
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(names)} videos are not in the data set: {', '.join(missing[:5])}."
+        )
+    return [by_name[name] for name in names]
+
+
+def cache_folder() -> Path:
+    """`$MINDVIDEO_CACHE`, or ~/.cache/mindvideo."""
+    return Path(os.environ.get("MINDVIDEO_CACHE", Path.home() / ".cache" / "mindvideo"))
+
+
+def count_all_frames(
+    samples: Sequence[Sample],
+    decoder: str = "pyav",
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[Path, int], dict[Path, str]]:
+    """Decode every video once: frame counts of the good ones, and what is wrong with the broken ones.
+
+    Counts are kept in the cache folder and reused while a file's size and time stay the same; broken videos
+    are always looked at again.
+    """
+    cache = cache_folder() / "frame_counts.json"
+    known = _read_cache(cache)
+    counts: dict[Path, int] = {}
+    broken: dict[Path, str] = {}
+    keys: dict[Path, str] = {}
+    for path in dict.fromkeys(sample.path for sample in samples):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            broken[path] = f"{path}: no such video."
+            continue
+        keys[path] = f"{decoder}|{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if keys[path] in known:
+            counts[path] = known[keys[path]]
+    todo = [path for path in keys if path not in counts]
+
+    def count(path: Path) -> int | VideoError:
+        try:
+            return count_frames(path, decoder)
+        except VideoError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for done, (path, result) in enumerate(zip(todo, pool.map(count, todo), strict=True), start=1):
+            if isinstance(result, VideoError):
+                broken[path] = str(result)
+            else:
+                counts[path] = result
+            if progress:
+                progress(done, len(todo))
+    if todo:
+        _write_cache(cache, known | {keys[p]: n for p, n in counts.items()})
+    return counts, broken
+
+
+def _read_cache(path: Path) -> dict[str, int]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _write_cache(path: Path, counts: dict[str, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(counts), encoding="utf-8")
+    temporary.replace(path)

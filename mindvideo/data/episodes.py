@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""N-way K-shot episodes over a list of samples, support and query always from different sources."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from mindvideo.data.manifest import Sample
+from mindvideo.errors import InputError
+
+_DEALS = 1000  # random deals of the sources before giving up on very uneven classes
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Positions in the sample list: `support` `[N, K]`, `query` `[N, Q]`; `classes` are the N class names."""
+
+    classes: tuple[str, ...]
+    support_NK: np.ndarray  # noqa: N815
+    query_NQ: np.ndarray  # noqa: N815
+
+
+class EpisodeSampler:
+    """Episode i of a seed is always the same, whoever asks for it and in whatever order.
+
+    The sources of an episode's classes are dealt at random to a support side and a query side, about half of
+    each class's to each where it has enough; the K support clips of a class come from the one, its Q query
+    clips from the other. A source that several classes share is on one side for all of them.
+    """
+
+    def __init__(self, samples: Sequence[Sample], *, way: int, shot: int, query: int, seed: int):
+        """InputError where there are fewer than `way` classes, or a class has too few sources or clips."""
+        self.way, self.shot, self.query, self.seed = way, shot, query, seed
+        by_class: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for position, sample in enumerate(samples):
+            by_class[sample.label][sample.group].append(position)
+        self.classes = sorted(by_class)
+        if len(self.classes) < way:
+            raise InputError(
+                f"{way}-way episodes need {way} classes; there are {len(self.classes)}: {', '.join(self.classes)}."
+            )
+        self._clips = {name: dict(groups) for name, groups in by_class.items()}
+        for name, groups in self._clips.items():
+            if not _divisible([len(clips) for clips in groups.values()], shot, query):
+                raise InputError(
+                    f"class {name!r} has {sum(map(len, groups.values()))} clips of {len(groups)} sources: "
+                    f"a {shot}-shot episode with {query} queries a class needs {shot} + {query} clips "
+                    "with no source on both sides."
+                )
+
+    def episode(self, index: int) -> Episode:
+        """The episode of this number; InputError if its classes share sources so that no deal serves all."""
+        rng = np.random.default_rng((self.seed, index))
+        chosen = rng.choice(len(self.classes), self.way, replace=False)
+        names = tuple(self.classes[i] for i in chosen)
+        for _ in range(_DEALS):
+            on_support = self._deal(names, rng)
+            sides = [self._clips_by_side(name, on_support) for name in names]
+            if all(len(support) >= self.shot and len(query) >= self.query for support, query in sides):
+                return Episode(
+                    names,
+                    np.stack([rng.choice(support, self.shot, replace=False) for support, _ in sides]),
+                    np.stack([rng.choice(query, self.query, replace=False) for _, query in sides]),
+                )
+        raise InputError(
+            f"episode {index}: the sources of {', '.join(names)} cannot be dealt into "
+            f"{self.shot} support and {self.query} query clips a class ({_DEALS} deals tried)."
+        )
+
+    def _deal(self, names: Sequence[str], rng: np.random.Generator) -> dict[str, bool]:
+        """Whether each source is on the support side.
+
+        The sources of a class go, in random order, to the side that lacks more of its clips, and when neither
+        lacks any to the one with fewer sources. Some order reaches every division that serves one class.
+        """
+        needed = {True: self.shot, False: self.query}
+        on_support: dict[str, bool] = {}
+        for name in names:
+            groups = list(self._clips[name].items())
+            shuffled = [groups[i] for i in rng.permutation(len(groups))]
+            # By side: the share of the needed clips that it has, and its number of sources.
+            has = {True: (Fraction(0), 0), False: (Fraction(0), 0)}
+            for group, clips in sorted(shuffled, key=lambda item: item[0] not in on_support):
+                if group not in on_support:
+                    on_support[group] = has[True] <= has[False]
+                side = on_support[group]
+                share, sources = has[side]
+                has[side] = (min(Fraction(1), share + Fraction(len(clips), needed[side])), sources + 1)
+        return on_support
+
+    def _clips_by_side(self, name: str, on_support: Mapping[str, bool]) -> tuple[list[int], list[int]]:
+        """The class's clips on the support side and on the query side."""
+        support = [i for group, clips in self._clips[name].items() if on_support[group] for i in clips]
+        query = [i for group, clips in self._clips[name].items() if not on_support[group] for i in clips]
+        return support, query
+
+
+def _divisible(sizes: Sequence[int], shot: int, query: int) -> bool:
+    """Whether the sources can be dealt so that one side has `shot` clips and the other `query`."""
+    sums = {0}
+    for size in sizes:
+        sums |= {total + size for total in sums}
+    return any(total >= shot and sum(sizes) - total >= query for total in sums)

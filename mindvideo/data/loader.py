@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From samples to batches through mindspore.dataset: the only file that imports it.
+
+Whatever the number of worker processes, item i is computed from the seed and i alone and items come in order,
+so a run can be repeated, and continued at any step. C channels, T frames, H height, W width; N way, K shot,
+M queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import mindspore.dataset as ds
+import numpy as np
+
+from mindvideo.data.episodes import EpisodeSampler
+from mindvideo.data.manifest import Sample
+from mindvideo.data.sampling import sample as sample_frames
+from mindvideo.data.transforms import ClipTransform
+from mindvideo.data.video import read_frames
+from mindvideo.errors import InputError, VideoError
+
+_PREFETCH = 4  # items waiting in each queue; a paper-sized episode takes 80 MB
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """A video to a clip `[C, T, H, W]`: choose frames, decode them, transform them.
+
+    `sampling` and `short` are those of `sampling.sample`; `num_frames` holds each video's true length.
+    """
+
+    transform: ClipTransform
+    sampling: str
+    length: int
+    num_frames: Mapping[Path, int]
+    stride: int = 1
+    short: str = "error"
+    decoder: str = "pyav"
+
+    def indices(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
+        """The frames to read; VideoError, with the path, if the video is too short."""
+        num_frames = self.num_frames[sample.path]
+        try:
+            return sample_frames(self.sampling, num_frames, self.length, stride=self.stride, rng=rng, short=self.short)
+        except InputError as error:
+            raise VideoError(f"{sample.path}: {error}") from error
+
+    def check(self, sample: Sample) -> None:
+        """VideoError, with the path, if the video is too short for a clip."""
+        self.indices(sample, np.random.default_rng(0))
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> np.ndarray:
+        frames_THWC = read_frames(sample.path, self.indices(sample, rng), self.decoder)
+        return self.transform(frames_THWC, rng)
+
+
+class _Source(Protocol):
+    """What GeneratorDataset reads: rows of `columns` arrays by number."""
+
+    columns: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]: ...
+
+
+class _Episodes:
+    """Row i: the clips of episode `start + i` as support `[N, K, C, T, H, W]` and query `[M, C, T, H, W]`."""
+
+    columns = 2
+
+    def __init__(
+        self,
+        sampler: EpisodeSampler,
+        samples: Sequence[Sample],
+        reader: ClipReader,
+        start: int,
+        stop: int,
+    ):
+        self.sampler, self.samples, self.reader = sampler, samples, reader
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        number = self.start + int(index)
+        episode = self.sampler.episode(number)
+        rng = np.random.default_rng((self.sampler.seed, number, 1))  # 1: another stream than the sampler's
+        way, shot = episode.support_NK.shape
+        positions = np.concatenate([episode.support_NK.ravel(), episode.query_NQ.ravel()])
+        clips = np.stack([self.reader(self.samples[i], rng) for i in positions])
+        support, query = clips[: way * shot], clips[way * shot :]
+        return support.reshape(way, shot, *clips.shape[1:]), query
+
+
+class _Clips:
+    """Row i: the clip of sample i, without randomness."""
+
+    columns = 1
+
+    def __init__(self, samples: Sequence[Sample], reader: ClipReader):
+        self.samples, self.reader = samples, reader
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        return (self.reader(self.samples[int(index)]),)
+
+
+class _Guarded:
+    """Adds a last column that holds the message of a bad video.
+
+    A worker process cannot raise across to us without burying the message in MindSpore's own traceback.
+    """
+
+    def __init__(self, source: _Source):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        try:
+            return (*self.source[index], np.zeros(0, np.uint8))
+        except VideoError as error:
+            empty = np.zeros(1, np.float32)
+            message = np.frombuffer(str(error).encode(), np.uint8)
+            return (*(empty,) * self.source.columns, message)
+
+
+def _rows(source: _Source, workers: int) -> Iterator[tuple[Any, ...]]:
+    """The rows of `source` in order, made by `workers` processes; raises the VideoError that a worker met."""
+    names = [f"column{i}" for i in range(source.columns)] + ["error"]
+    ds.config.set_prefetch_size(_PREFETCH)
+    cv2.setNumThreads(0)  # workers share the cores with training
+    dataset = ds.GeneratorDataset(
+        _Guarded(source),
+        names,
+        shuffle=False,
+        num_parallel_workers=max(1, workers),
+        python_multiprocessing=workers > 1,
+    )
+    for *arrays, error in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
+        if error.size:
+            raise VideoError(error.tobytes().decode())
+        yield tuple(arrays)
+
+
+def load_episodes(
+    sampler: EpisodeSampler,
+    samples: Sequence[Sample],
+    reader: ClipReader,
+    *,
+    start: int,
+    stop: int,
+    workers: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Support `[N, K, C, T, H, W]` and query `[M, C, T, H, W]` of the episodes `start` to `stop - 1`.
+
+    Queries are ordered by class: query m is of class m // Q.
+    """
+    yield from _rows(_Episodes(sampler, samples, reader, start, stop), workers)
+
+
+def load_clips(samples: Sequence[Sample], reader: ClipReader, *, workers: int) -> Iterator[np.ndarray]:
+    """The clip `[C, T, H, W]` of each sample in order, without randomness."""
+    for (clip,) in _rows(_Clips(samples, reader), workers):
+        yield clip
