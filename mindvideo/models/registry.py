@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models by name: `create_model("arn", width=64)` and `list_models()`. The only registry of the package."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+from mindspore import nn
+
+from mindvideo.errors import InputError
+
+Factory = TypeVar("Factory", bound=Callable[..., nn.Cell])
+_FACTORIES: dict[str, Callable[..., nn.Cell]] = {}
+
+
+def register(factory: Factory) -> Factory:
+    """Make a factory of keyword arguments known under its function name."""
+    if factory.__name__ in _FACTORIES:
+        raise ValueError(f"two models are called {factory.__name__!r}")
+    _FACTORIES[factory.__name__] = factory
+    return factory
+
+
+def create_model(name: str, **options: object) -> nn.Cell:
+    """Build a model; InputError for an unknown name or option, with what is known."""
+    if name not in _FACTORIES:
+        close = difflib.get_close_matches(name, _FACTORIES, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"unknown model {name!r}{hint} Known: {', '.join(list_models())}.")
+    known = inspect.signature(_FACTORIES[name]).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InputError(f"model {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
+    return _FACTORIES[name](**options)
+
+
+def list_models() -> list[str]:
+    """All model names, sorted."""
+    return sorted(_FACTORIES)
+
+
+def describe(name: str) -> str:
+    """The first line of the model's docstring."""
+    return (inspect.getdoc(_FACTORIES[name]) or "").split("\n")[0]
