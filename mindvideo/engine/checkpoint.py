@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that survive: written beside the last good one, flushed, then renamed over it.
+
+`<name>.ckpt` is MindSpore's own format with weights, optimizer state and the training state; `<name>.safetensors`
+holds the weights alone. Neither is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from safetensors.numpy import save as safetensors_bytes
+
+from mindvideo.errors import InputError
+
+_OPTIMIZER = "optimizer."
+_STATE = "training_state"
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands.
+
+    Step s has seen the episodes or batches 0 to s - 1, which a seed and their number determine: so the step is the
+    state of the data order and, with the seed, of every random number.
+    """
+
+    model: str
+    step: int = 0
+    seconds: float = 0.0
+    best: float = float("-inf")
+    best_step: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, model: nn.Cell, state: TrainingState, optimizer: nn.Optimizer | None = None) -> None:
+    """Write `path` and the weights beside it as .safetensors.
+
+    InputError if the disk is full or a weight is not finite. Whatever happens, the checkpoint that stood there
+    before stays whole until the new one is complete.
+    """
+    weights = {name: value.asnumpy() for name, value in model.parameters_and_names()}
+    kept = f"the last good checkpoint stays: {path}" if path.exists() else "no checkpoint was written yet"
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"step {state.step} made the weight {name} infinite or nan: it is not saved, {kept}. "
+                "Lower optim.lr or set optim.clip_norm."
+            )
+    records = [{"name": name, "data": Tensor(array)} for name, array in weights.items()]
+    if optimizer is not None:
+        own = {id(p) for p in model.get_parameters()}
+        records += [
+            {"name": _OPTIMIZER + p.name, "data": Tensor(p.asnumpy())}
+            for p in optimizer.get_parameters()
+            if id(p) not in own
+        ]
+    # Strictly valid JSON has no -Infinity: a run without a best yet stores null.
+    fields = asdict(state) | {"best": state.best if np.isfinite(state.best) else None}
+    size = sum(array.nbytes for array in weights.values()) * (4 if optimizer else 2)
+    try:
+        _require_space(path.parent, size)
+        temporary = path.with_name(f".{path.stem}.tmp.ckpt")
+        temporary.unlink(missing_ok=True)
+        ms.save_checkpoint(records, str(temporary), append_dict={_STATE: json.dumps(fields)})
+        temporary.chmod(0o644)  # MindSpore leaves it read-only for its owner
+        _flush_and_rename(temporary, path)
+        twin = path.with_name(f".{path.stem}.tmp.safetensors")
+        twin.write_bytes(safetensors_bytes(weights, metadata={"model": state.model, "format": "mindspore"}))
+        _flush_and_rename(twin, path.with_suffix(".safetensors"))
+    except OSError as error:
+        for leftover in path.parent.glob(f".{path.stem}.tmp*"):
+            leftover.unlink()
+        raise InputError(f"{path}: cannot write the checkpoint of step {state.step} ({error}); {kept}.") from error
+
+
+def _require_space(folder: Path, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(f"{size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free on the disk")
+
+
+def _flush_and_rename(temporary: Path, path: Path) -> None:
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, model: nn.Cell, name: str, optimizer: nn.Optimizer | None = None) -> TrainingState:
+    """Put the weights of `path` into `model` (called `name`), and with `optimizer` its state too.
+
+    InputError when the file is missing, damaged, or holds another model; nothing is loaded then.
+    """
+    values, state = read_checkpoint(path)
+    wanted: dict[str, Parameter] = dict(model.parameters_and_names())
+    _check_match(path, name, state, wanted, values)
+    if optimizer is not None:
+        own = {id(p) for p in wanted.values()}
+        moments = {_OPTIMIZER + p.name: p for p in optimizer.get_parameters() if id(p) not in own}
+        missing = [key for key in moments if key not in values]
+        if missing:
+            raise InputError(f"{path}: holds no optimizer state ({missing[0]} is missing): nothing to resume.")
+        wanted |= moments
+    for key, parameter in wanted.items():
+        # Not set_data: a graph compiled before would go on with the old values.
+        ops.assign(parameter, Tensor(values[key]))
+    return state
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], TrainingState]:
+    """All arrays of a checkpoint by name, and its training state (empty where another program wrote it)."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: not a readable checkpoint (the file is empty).")
+    try:
+        raw: Mapping[str, Any] = ms.load_checkpoint(str(path), format=_format(path))
+        values = {key: value.asnumpy() for key, value in raw.items() if isinstance(value, Parameter)}
+        fields = json.loads(str(raw.get(_STATE, '{"model": ""}')))
+        if fields.get("best") is None:
+            fields["best"] = float("-inf")
+        return values, TrainingState(**fields)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: not a readable checkpoint ({reason}).") from error
+
+
+def _format(path: Path) -> str:
+    return "safetensors" if path.suffix == ".safetensors" else "ckpt"
+
+
+def _check_match(
+    path: Path,
+    name: str,
+    state: TrainingState,
+    wanted: Mapping[str, Parameter],
+    values: Mapping[str, np.ndarray],
+) -> None:
+    """Every parameter of the model must be there in its shape, and no other."""
+    weights = {key for key in values if not key.startswith(_OPTIMIZER)}
+    problems = [f"missing {key}" for key in wanted if key not in weights]
+    problems += [f"unexpected {key}" for key in sorted(weights - set(wanted))]
+    problems += [
+        f"{key} is {values[key].shape}, the model needs {tuple(p.shape)}"
+        for key, p in wanted.items()
+        if key in weights and values[key].shape != tuple(p.shape)
+    ]
+    if problems:
+        holds = f"it holds a {state.model!r} model; " if state.model and state.model != name else ""
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise InputError(f"{path} does not fit model {name!r}: {holds}{len(problems)} differences: {shown}.")

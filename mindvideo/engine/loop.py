@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: one page, for every task."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mindspore import Tensor, nn
+
+from mindvideo.engine.checkpoint import TrainingState, save_checkpoint
+from mindvideo.engine.log import RunLog, progress_bar, say
+from mindvideo.errors import InputError
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """Ctrl-C or SIGTERM came; the checkpoint of the step reached is written."""
+
+
+def fit(
+    step: Callable[..., tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    model: nn.Cell,
+    optimizer: nn.Optimizer,
+    state: TrainingState,
+    num_steps: int,
+    folder: Path,
+    log: RunLog,
+    accuracy: Callable[[Tensor], float],
+    validate: Callable[[], float],
+    validate_every: int,
+    save_every: int,
+    log_every: int,
+) -> None:
+    """Train from `state.step` to `num_steps`, and keep `last.ckpt` and, by `validate`, `best.ckpt` in `folder`.
+
+    `batches` yields the inputs of the steps still to do. Raises InputError when the loss is not finite, and Interrupted
+    after Ctrl-C; `last.ckpt` can be resumed in both cases.
+    """
+    started = time.monotonic() - state.seconds
+    recent: list[tuple[float, float]] = []
+    with progress_bar("train", num_steps, state.step) as progress, _interruptible() as interrupted:
+        for batch in batches:
+            loss, scores = step(*batch)
+            recent.append((float(loss), accuracy(scores)))
+            if not math.isfinite(recent[-1][0]):
+                raise _diverged(state.step + 1, recent[-1][0], folder / "last.ckpt")
+            state.step += 1
+            state.seconds = time.monotonic() - started
+            is_last = state.step == num_steps
+            progress(state.step, f"loss {recent[-1][0]:.4f}")
+            if state.step % log_every == 0 or is_last:
+                _log_recent(log, state, recent, num_steps)
+                recent.clear()
+            if state.step % validate_every == 0 or is_last:
+                _validate(model, state, folder, log, validate)
+            if interrupted() or state.step % save_every == 0 or is_last:
+                state.seconds = time.monotonic() - started
+                save_checkpoint(folder / "last.ckpt", model, state, optimizer)
+            if interrupted() and not is_last:
+                raise Interrupted(
+                    f"{folder / 'last.ckpt'} holds step {state.step} of {num_steps}, "
+                    "train.resume=auto continues from there"
+                )
+
+
+def _diverged(step: int, loss: float, last: Path) -> InputError:
+    kept = f"{last} holds the last good one saved" if last.exists() else "no checkpoint was written yet"
+    return InputError(
+        f"the loss of step {step} is {loss}: training stops, {kept}. Lower optim.lr or set optim.clip_norm."
+    )
+
+
+def _log_recent(log: RunLog, state: TrainingState, recent: list[tuple[float, float]], num_steps: int) -> None:
+    loss, accuracy = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+    log.add(state.step, loss=loss, accuracy=accuracy, seconds=round(state.seconds, 2))
+    left = state.seconds / state.step * (num_steps - state.step)
+    say(
+        f"step {state.step}/{num_steps}  loss {loss:.4f}  accuracy {100 * accuracy:.1f} %  "
+        f"{state.seconds / state.step:.2f} s/step  ETA {left / 60:.1f} min"
+    )
+
+
+def _validate(model: nn.Cell, state: TrainingState, folder: Path, log: RunLog, validate: Callable[[], float]) -> None:
+    """Score the model on validation data and keep it if it is the best so far."""
+    model.set_train(False)
+    value = validate()
+    model.set_train(True)
+    log.add(state.step, val_accuracy=value)
+    is_best = value > state.best
+    say(f"step {state.step}  validation accuracy {100 * value:.1f} %{'  (best so far)' if is_best else ''}")
+    if is_best:
+        state.best, state.best_step = value, state.step
+        save_checkpoint(folder / "best.ckpt", model, state)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C and SIGTERM wait for the end of the step; a second one acts at once.
+
+    Yields a function that tells whether one came.
+    """
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, remember)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

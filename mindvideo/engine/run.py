@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run: `<output>/<name>/` with config.yaml, logs, checkpoints, report.html and result.json.
+
+A second run of one name gets `<name>-2`, and so on: nothing is overwritten. A run without result.json is
+unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mindvideo.errors import InputError
+
+# What may differ between a run and its continuation.
+_FREE_TO_CHANGE = ("device", "output", "data.root", "data.workers", "eval", "train.resume", "train.log_every")
+
+
+def new_run(output: Path, name: str, config_yaml: str) -> Path:
+    """Make the next free folder of this name, with config.yaml in it."""
+    number = 1
+    while True:
+        folder = output / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"output: cannot make the folder {folder} ({error}).") from error
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    return folder
+
+
+def latest_run(output: Path, name: str) -> Path | None:
+    """The folder of this name with the highest number, or None."""
+    folder, number = None, 1
+    while (found := output / (name if number == 1 else f"{name}-{number}")).is_dir():
+        folder, number = found, number + 1
+    return folder
+
+
+def check_same_run(folder: Path, config: dict[str, Any]) -> None:
+    """InputError, with the keys, if the run in `folder` was started with other settings."""
+    before = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    now = _flatten(config)
+    changed = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(_FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise InputError(
+            f"{folder}: cannot resume with other settings: {'; '.join(changed)}. "
+            "Set them back, or give the run another `name`."
+        )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def write_result(folder: Path, result: dict[str, Any], config_yaml: str) -> dict[str, Any]:
+    """Add versions, commit and the config's hash to `result`, write result.json, and return it."""
+    packages = ("mindspore", "numpy", "av", "opencv-python-headless")
+    versions = {name: metadata.version(name) for name in packages}
+    result = result | {
+        "versions": {"python": platform.python_version()} | versions,
+        "commit": current_commit(),
+        "config_sha256": hashlib.sha256(config_yaml.encode()).hexdigest(),
+    }
+    temporary = folder / ".result.json.tmp"
+    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(folder / "result.json")
+    return result
+
+
+def current_commit() -> str:
+    """The checkout's commit, with `+changes` if files differ from it; empty outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if commit and git("status", "--porcelain", "-uno") else "")
+    except FileNotFoundError:  # no git
+        return ""
