@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mindvideo train|eval|models`: parse, call the task, and turn errors of the user into one line and exit status 2.
+
+MindSpore is imported only by the commands that need it, so that `--help` and mistakes in a config answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindvideo import __version__
+from mindvideo.config import REPOSITORY, Config, load_config
+from mindvideo.errors import InputError
+
+SAMPLE_CONFIG = REPOSITORY / "configs" / "arn" / "arn_sample.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 2 for a mistake in the input, 130 after Ctrl-C."""
+    parser = _parser()
+    parsed, later = parser.parse_known_args(arguments)
+    # argparse takes all positionals before the first option; settings may also stand after it.
+    if later and (not hasattr(parsed, "settings") or any(word.startswith("-") for word in later)):
+        parser.error(f"unrecognized arguments: {' '.join(later)}")
+    if later:
+        parsed.settings += later
+    try:
+        return parsed.command(parsed)
+    except InputError as error:
+        print(f"mindvideo: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mindvideo: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mindvideo", description="Action recognition for MindSpore, from video file to report."
+    )
+    parser.add_argument("--version", action="version", version=f"mindvideo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train, test the best model, write the report",
+        description="Train on a config, keep the model that is best on validation data, test it, write report.html.",
+        epilog="example: mindvideo train configs/arn/arn_hmdb51_small.yaml data.root=/data/hmdb51 train.resume=auto",
+    )  # fmt: skip
+    _add_config(train)
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "eval", help="test a checkpoint", description="Test a checkpoint and write report.html.",
+        epilog="example: mindvideo eval configs/arn/arn_sample.yaml --checkpoint output/arn_sample/best.ckpt",
+    )  # fmt: skip
+    _add_config(evaluate)
+    evaluate.add_argument("--checkpoint", required=True, type=Path, help=".ckpt or .safetensors of the config's model")
+    evaluate.set_defaults(command=_evaluate)
+
+    models = commands.add_parser("models", help="list all models", description="List all models.")
+    models.set_defaults(command=_models)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "settings", nargs="*", metavar="[CONFIG] KEY.SUB=VALUE",
+        help="a YAML file under configs/ (default: the embedded sample), then settings that win over the file's",
+    )  # fmt: skip
+
+
+def _config(parsed: argparse.Namespace) -> Config:
+    settings = list(parsed.settings)
+    path = settings.pop(0) if settings and "=" not in settings[0] else SAMPLE_CONFIG
+    return load_config(path, settings)
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    config = _config(parsed)
+    from mindvideo.engine.loop import Interrupted
+    from mindvideo.tasks import fewshot
+
+    try:
+        fewshot.train(config)
+    except Interrupted as stop:
+        print(f"mindvideo: interrupted; {stop}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    config = _config(parsed)
+    from mindvideo.tasks import fewshot
+
+    fewshot.evaluate(config, parsed.checkpoint)
+    return 0
+
+
+def _models(parsed: argparse.Namespace) -> int:
+    from mindvideo.models import describe, list_models
+
+    for name in list_models():
+        print(f"{name:12s} {describe(name)}")
+    return 0

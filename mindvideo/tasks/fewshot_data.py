@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The videos of a few-shot experiment: found, checked, and parted by class into train, val and test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindvideo.config import REPOSITORY, Config, resolve
+from mindvideo.data import stickfigures
+from mindvideo.data.datasets import READERS, count_all_frames, read_classes
+from mindvideo.data.episodes import EpisodeSampler
+from mindvideo.data.loader import ClipReader
+from mindvideo.data.manifest import Sample, select_classes
+from mindvideo.data.transforms import ClipTransform
+from mindvideo.engine.log import progress_bar, say
+from mindvideo.errors import InputError, VideoError
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass
+class FewShotData:
+    """Samples and episodes by part, how to read clips, the split's absent classes, and videos left out."""
+
+    parts: dict[str, list[Sample]]
+    samplers: dict[str, EpisodeSampler]
+    train_reader: ClipReader
+    eval_reader: ClipReader
+    absent: dict[str, list[str]]
+    excluded: list[str]
+
+    def describe(self) -> dict[str, list[str]]:
+        """The class names of each part."""
+        return {part: sorted({s.label for s in samples}) for part, samples in self.parts.items()}
+
+
+def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
+    """Find and decode-check every video of `parts`.
+
+    InputError if anything is missing, broken or too short, or too little for an episode.
+    """
+    samples, split = _find_samples(config)
+    lists = {part: read_classes(split, part) for part in PARTS}
+    _check_disjoint(split, lists)
+    on_disk = {sample.label for sample in samples}
+    absent = {part: sorted(set(names) - on_disk) for part, names in lists.items()}
+    found = {part: select_classes(samples, lists[part]) for part in parts}
+    for part, members in found.items():
+        classes = len({sample.label for sample in members})
+        say(f"{part}: {classes} of {len(lists[part])} classes, {len(members)} videos")
+    counts, excluded = _decode_check(config, [sample for members in found.values() for sample in members])
+    whole = {part: [s for s in members if s.path in counts] for part, members in found.items()}
+    train_reader, eval_reader = _readers(config, counts)
+    _check_lengths(whole, train_reader, eval_reader)
+    samplers = {part: _sampler(config, part, members) for part, members in whole.items()}
+    return FewShotData(whole, samplers, train_reader, eval_reader, absent, excluded)
+
+
+def dataset_root(config: Config) -> Path:
+    """`data.root`, or the entry of data/data.json for `data.dataset`."""
+    if config.data.root:
+        return resolve(config.data.root)
+    listing = REPOSITORY / "data" / "data.json"
+    roots = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
+    if config.data.dataset not in roots:
+        raise InputError(f"data.root is not set, and {listing} has no entry {config.data.dataset!r}.")
+    return resolve(roots[config.data.dataset])
+
+
+def _find_samples(config: Config) -> tuple[list[Sample], Path]:
+    """All samples and the folder of the class split."""
+    if config.data.dataset == "stickfigures":
+        with progress_bar("make the sample", 1) as progress:
+            root = stickfigures.ensure_sample(progress=lambda done, total: progress(done / total))
+        return READERS["stickfigures"](root / "videos"), root / "fewshot"
+    if not config.data.split:
+        raise InputError("data.split is not set: a folder with train.txt, val.txt and test.txt of class names.")
+    return READERS[config.data.dataset](dataset_root(config)), resolve(config.data.split)
+
+
+def _sampler(config: Config, part: str, samples: list[Sample]) -> EpisodeSampler:
+    """The episodes of a part. Validation has as many ways as there are classes, if fewer than `eval.way`."""
+    shape = config.episode if part == "train" else config.eval
+    way = shape.way if part != "val" else max(2, min(shape.way, len({s.label for s in samples})))
+    seed = config.seed + PARTS.index(part)
+    try:
+        return EpisodeSampler(samples, way=way, shot=shape.shot, query=shape.query, seed=seed)
+    except InputError as error:
+        raise InputError(f"{part} part: {error}") from error
+
+
+def _check_disjoint(split: Path, lists: dict[str, list[str]]) -> None:
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        shared = sorted(set(lists[a]) & set(lists[b]))
+        if shared:
+            raise InputError(f"{split}: {', '.join(shared)} stand in both {a}.txt and {b}.txt.")
+
+
+def _decode_check(config: Config, samples: list[Sample]) -> tuple[dict[Path, int], list[str]]:
+    """True frame counts; broken videos are an error, or with `data.broken: exclude` left out and told."""
+    with progress_bar("check videos", len(samples)) as progress:
+        counts, broken = count_all_frames(samples, config.data.decoder, progress=progress)
+    if broken:
+        shown = "\n  ".join(list(broken.values())[:10]) + ("\n  ..." if len(broken) > 10 else "")
+        told = f"{len(broken)} of {len(samples)} videos cannot be decoded:\n  {shown}"
+        if config.data.broken == "error":
+            raise VideoError(f"{told}\nRepair or remove them, or set data.broken=exclude to go on without them.")
+        say(f"excluded: {told}")
+    return counts, [str(path) for path in broken]
+
+
+def _readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, ClipReader]:
+    data = config.data
+    size = (data.height, data.width)
+    crop = (data.crop_scale, 1.0) if data.crop_scale < 1 else None
+    augmented = ClipTransform(size, flip=data.flip, crop_scale=crop, color=data.color)
+
+    def reader(transform: ClipTransform, sampling: str) -> ClipReader:
+        stride = data.stride if sampling == "consecutive" else 1
+        return ClipReader(
+            transform, sampling, data.length, counts, stride=stride, short=data.short, decoder=data.decoder
+        )
+
+    return reader(augmented, data.train_sampling), reader(ClipTransform(size), data.eval_sampling)
+
+
+def _check_lengths(parts: dict[str, list[Sample]], train_reader: ClipReader, eval_reader: ClipReader) -> None:
+    """Every video must be long enough before any work is done."""
+    problems = []
+    for part, samples in parts.items():
+        reader = train_reader if part == "train" else eval_reader
+        for sample in samples:
+            try:
+                reader.check(sample)
+            except VideoError as error:
+                problems.append(str(error))
+    if problems:
+        shown = "\n  ".join(problems[:10]) + ("\n  ..." if len(problems) > 10 else "")
+        raise VideoError(
+            f"{len(problems)} videos are shorter than a clip:\n  {shown}\nLower data.length, or set data.short=repeat."
+        )

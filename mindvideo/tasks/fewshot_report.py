@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a few-shot run: curves, bars, confusion, GIFs of test episodes, numbers and config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mindvideo.config import Config, to_yaml
+from mindvideo.data.video import read_frames
+from mindvideo.engine.log import read_log
+from mindvideo.report import (
+    Figure,
+    Figures,
+    Preformatted,
+    Table,
+    Text,
+    bars,
+    confusion,
+    curves,
+    episode_gif,
+    write_page,
+)
+from mindvideo.tasks.fewshot_data import FewShotData
+
+if TYPE_CHECKING:
+    from mindvideo.tasks.fewshot import EpisodeResults
+
+
+def write_report(
+    folder: Path, config: Config, data: FewShotData, results: EpisodeResults, result: dict[str, Any]
+) -> None:
+    """Write report.html, and its pictures as files of their own under figures/."""
+    accuracy, control = result["metrics"]["accuracy"], result["control"]["accuracy"]
+    sections = [
+        Figures("Accuracy on unseen classes", [_bars(result), _confusion(results)]),
+        Figures("Test episodes", _episodes(config, data, results)),
+        Table("Test classes", ("class", "accuracy", "queries"), _class_rows(results)),
+        Preformatted("Configuration", to_yaml(config)),
+    ]
+    training = _curves(folder)
+    if training:
+        sections.insert(1, Figures("Training", training))
+    sections.append(Text("How this was measured", _method(config, data)))
+    summary = {
+        "accuracy": f"{_percent(accuracy)} over {accuracy['n']} episodes",
+        "crude control": f"{_percent(control)} on the same episodes",
+        "chance": f"{100 * result['chance']:.1f} %",
+        "episode": f"{result['way']}-way {result['shot']}-shot, {result['query']} queries a class",
+        "training": f"{result['train_episodes']} episodes, {result['train_seconds'] / 60:.1f} min",
+        "checkpoint": f"episode {result['best_episode']}, best on validation classes",
+        "commit": result["commit"] or "unknown",
+    }
+    write_page(
+        folder / "report.html", title=f"{config.name}: few-shot on {config.data.dataset}",
+        summary=summary, sections=sections,
+    )  # fmt: skip
+    _save_figures(folder / "figures", sections)
+
+
+def _percent(value: dict[str, float]) -> str:
+    return f"{100 * value['value']:.2f} ± {100 * value['half_width_95']:.2f} %"
+
+
+def _bars(result: dict[str, Any]) -> Figure:
+    def interval(value: dict[str, float]) -> tuple[float, float, float]:
+        mean, half = 100 * value["value"], 100 * value["half_width_95"]
+        return mean, mean - half, mean + half
+
+    chance = 100 * result["chance"]
+    methods = {
+        result["model"]: interval(result["metrics"]["accuracy"]),
+        "crude control": interval(result["control"]["accuracy"]),
+        "chance": (chance, chance, chance),
+    }
+    title = f"{result['way']}-way {result['shot']}-shot, {result['metrics']['accuracy']['n']} episodes"
+    return Figure(
+        "Mean accuracy over test episodes with 95 % intervals. The control sees only tiny thumbnails: a model that does "
+        "not beat it has learnt nothing.",
+        bars({title: methods}, title="Accuracy on unseen classes", y_label="accuracy (%)"),
+        "image/png",
+        "bars of accuracy: model, control, chance",
+    )  # fmt: skip
+
+
+def _confusion(results: EpisodeResults) -> Figure:
+    return Figure(
+        "Which class was taken for which, over all test episodes. Only classes of one episode can be confused.",
+        confusion(results.confusion(), results.sampler.classes, "Confusion over test episodes"),
+        "image/png",
+        "confusion matrix",
+    )
+
+
+def _curves(folder: Path) -> list[Figure]:
+    rows = read_log(folder / "log.jsonl")
+
+    def series(name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+        return [(row["step"], scale * row[name]) for row in rows if name in row]
+
+    if not rows:
+        return []
+    loss = curves({"training loss": series("loss")}, title="Loss", x_label="episode", y_label="relation loss")
+    accuracies = {
+        "training": series("accuracy", 100.0),
+        "validation": series("val_accuracy", 100.0),
+    }
+    accuracy = curves(
+        {name: points for name, points in accuracies.items() if points},
+        title="Accuracy", x_label="episode", y_label="accuracy (%)",
+    )  # fmt: skip
+    return [
+        Figure("Loss of training episodes.", loss, "image/png", "loss curve"),
+        Figure("Accuracy of training and validation episodes.", accuracy, "image/png", "accuracy curve"),
+    ]
+
+
+def _episodes(config: Config, data: FewShotData, results: EpisodeResults) -> list[Figure]:
+    """The first test episodes, one query each, going round the classes."""
+    samples, reader = data.parts["test"], data.eval_reader
+    count = min(config.eval.gifs, len(results.scores))
+    figures = []
+    for number in range(count):
+        episode = results.sampler.episode(number)
+        query = (number % results.sampler.way) * results.sampler.query
+
+        def clip(position: int) -> np.ndarray:
+            sample = samples[position]
+            return read_frames(sample.path, reader.indices(sample, None), reader.decoder)
+
+        scores = results.scores[number, query]
+        true = episode.classes[results.labels_M[query]]
+        predicted = episode.classes[int(scores.argmax())]
+        gif = episode_gif(
+            [(name, [clip(i) for i in row]) for name, row in zip(episode.classes, episode.support_NK, strict=True)],
+            clip(episode.query_NQ.ravel()[query]), true, predicted,
+            scores=dict(zip(episode.classes, map(float, scores), strict=True)),
+        )  # fmt: skip
+        verdict = "right" if true == predicted else "wrong"
+        figures.append(Figure(f"Episode {number}: {verdict}.", gif, "image/gif", f"{true}, predicted {predicted}"))
+    return figures
+
+
+def _class_rows(results: EpisodeResults) -> list[tuple[object, ...]]:
+    matrix = results.confusion()
+    counts = matrix.sum(axis=1)
+    return [
+        (name, f"{100 * matrix[i, i] / max(1, counts[i]):.1f} %", int(counts[i]))
+        for i, name in enumerate(results.sampler.classes)
+    ]
+
+
+def _method(config: Config, data: FewShotData) -> str:
+    shape = config.eval
+    parts = [
+        f"{shape.episodes} episodes of {shape.way} test classes, drawn with seed {config.seed + 2}; support and query "
+        f"clips never come from one source. {config.data.length} frames a clip, {config.data.eval_sampling} sampling, "
+        f"{config.data.width}x{config.data.height} pixels. The checkpoint was chosen on validation classes; the test "
+        "classes were used once. The interval is Student's t over episodes. BatchNorm uses running statistics.",
+    ]
+    for part, names in data.absent.items():
+        if names:
+            parts.append(f"{part} classes of the split that are not on disk: {', '.join(names)}.")
+    if data.excluded:
+        parts.append(f"{len(data.excluded)} videos could not be decoded and were left out.")
+    return "\n\n".join(parts)
+
+
+def _save_figures(folder: Path, sections: list[Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    for section in sections:
+        for number, figure in enumerate(section.figures if isinstance(section, Figures) else ()):
+            stem = "-".join(section.heading.lower().split())
+            suffix = figure.mime.removeprefix("image/")
+            (folder / f"{stem}-{number}.{suffix}").write_bytes(figure.data)
