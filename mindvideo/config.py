@@ -37,6 +37,8 @@ class Field:
     def parse(self, value: object) -> bool | int | float | str:
         """`value` in the key's type; ValueError, saying what is allowed, if it does not fit."""
         kind = type(self.default)
+        if kind is str and value is None:  # `key:` without a value
+            value = ""
         if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             try:  # YAML reads 1e-3 as a string
                 value = float(value)
@@ -125,7 +127,7 @@ SCHEMA: dict[str, Any] = {
         "validate_episodes": Field(300, "episodes of one validation", low=2),
         "save_every": Field(500, "episodes between checkpoints", low=1),
         "log_every": Field(50, "episodes between lines", low=1),
-        "resume": Field("no", "continue the run of this name", choices=("no", "auto")),
+        "resume": Field("never", "continue the run of this name", choices=("never", "auto")),
         "pretrained": Field("", "checkpoint to start from"),
         "tensorboard": Field(False, "also write TensorBoard files"),
     },
@@ -198,7 +200,10 @@ def _layers(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"config {path}: no such file.")
-    values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"config {path}: not a UTF-8 text file.") from error
     if values is not None and not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines.")
     return values or {}
@@ -218,7 +223,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return _UniqueKeyLoader(text).get_single_data()
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise InputError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from error
 
 
@@ -227,7 +232,7 @@ def _merge(config: Any, schema: Mapping[str, Any], values: Any, source: str, pre
         name = f"{prefix}{key}"
         if key not in schema:
             close = difflib.get_close_matches(str(key), list(schema), n=1)
-            hint = f", did you mean {prefix + close[0]!r}?" if close else ""
+            hint = f", did you mean {prefix + close[0]!r}?" if close else "."
             raise InputError(f"{source}: unknown key {name!r}{hint} Allowed here: {', '.join(schema)}.")
         entry = schema[key]
         if isinstance(entry, Field):

@@ -34,8 +34,17 @@ def stickfigures(root: Path) -> list[Sample]:
 
 
 def hmdb51(root: Path) -> list[Sample]:
-    """`<root>/<class>/<film>_<class>_<six tags>.*`; the group is the film, whatever its class."""
-    return _tree(root, lambda label, stem: _HMDB51_TAIL.sub("", stem).removesuffix(f"_{label}"))
+    """`<root>/<class>/<film>_<class>_<six tags>.*`; the group is the film, whatever its class.
+
+    Spellings and numbered parts of one film (`The_Fugitive_2`, `The_Fugitive_3`) are one group: small letters and digits
+    joined by `_`, without the numbers at the end.
+    """
+    return _tree(root, lambda label, stem: _film(_HMDB51_TAIL.sub("", stem).removesuffix(f"_{label}")))
+
+
+def _film(name: str) -> str:
+    words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return re.sub(r"(_\d+)+$", "", words)
 
 
 def folder(root: Path) -> list[Sample]:
@@ -147,7 +156,7 @@ def _find(by_name: dict[str, Sample], names: Sequence[str], path: Path) -> list[
 
 def cache_folder() -> Path:
     """`$MINDVIDEO_CACHE`, or ~/.cache/mindvideo."""
-    return Path(os.environ.get("MINDVIDEO_CACHE", Path.home() / ".cache" / "mindvideo"))
+    return Path(os.environ.get("MINDVIDEO_CACHE") or Path.home() / ".cache" / "mindvideo")
 
 
 def count_all_frames(
@@ -204,7 +213,12 @@ def _read_cache(path: Path) -> dict[str, int]:
 
 
 def _write_cache(path: Path, counts: dict[str, int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(counts), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(counts), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: cannot write the cache ({error}); set MINDVIDEO_CACHE to a folder."
+        ) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import cpu_count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,7 +116,7 @@ class _Clips:
 
 
 class _Guarded:
-    """Adds a last column that holds the message of a bad video.
+    """Adds a last column that holds the message of a bad video or episode.
 
     A worker process cannot raise across to us without burying the message in MindSpore's own traceback.
     """
@@ -129,27 +130,29 @@ class _Guarded:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         try:
             return (*self.source[index], np.zeros(0, np.uint8))
-        except VideoError as error:
+        except InputError as error:
             empty = np.zeros(1, np.float32)
-            message = np.frombuffer(str(error).encode(), np.uint8)
+            message = np.frombuffer(f"{type(error).__name__}:{error}".encode(), np.uint8)
             return (*(empty,) * self.source.columns, message)
 
 
 def _rows(source: _Source, workers: int) -> Iterator[tuple[Any, ...]]:
-    """The rows of `source` in order, made by `workers` processes; raises the VideoError that a worker met."""
+    """The rows of `source` in order, made by `workers` processes; raises an InputError that a worker met."""
     names = [f"column{i}" for i in range(source.columns)] + ["error"]
     ds.config.set_prefetch_size(_PREFETCH)
     cv2.setNumThreads(0)  # workers share the cores with training
+    workers = min(workers, cpu_count())  # MindSpore refuses more
     dataset = ds.GeneratorDataset(
         _Guarded(source),
         names,
         shuffle=False,
-        num_parallel_workers=max(1, workers),
+        num_parallel_workers=workers,
         python_multiprocessing=workers > 1,
     )
     for *arrays, error in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
         if error.size:
-            raise VideoError(error.tobytes().decode())
+            kind, _, message = error.tobytes().decode().partition(":")
+            raise (VideoError if kind == "VideoError" else InputError)(message)
         yield tuple(arrays)
 
 

@@ -7,9 +7,11 @@ unfinished.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -40,16 +42,24 @@ def new_run(output: Path, name: str, config_yaml: str) -> Path:
 
 
 def latest_run(output: Path, name: str) -> Path | None:
-    """The folder of this name with the highest number, or None."""
-    folder, number = None, 1
-    while (found := output / (name if number == 1 else f"{name}-{number}")).is_dir():
-        folder, number = found, number + 1
-    return folder
+    """The run of this name with the highest number, or None."""
+    runs: dict[int, Path] = {}
+    for folder in output.glob(f"{glob.escape(name)}*"):
+        number = re.fullmatch(r"(?:-(\d+))?", folder.name.removeprefix(name))
+        settings = folder / "config.yaml"
+        # A name may itself end in a number: its own config tells.
+        if number and settings.is_file() and _read(settings).get("name") == name:
+            runs[int(number.group(1) or 1)] = folder
+    return runs[max(runs)] if runs else None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    return yaml.safe_load(config.read_text(encoding="utf-8"))
 
 
 def check_same_run(folder: Path, config: dict[str, Any]) -> None:
     """InputError, with the keys, if the run in `folder` was started with other settings."""
-    before = _flatten(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    before = _flatten(_read(folder / "config.yaml"))
     now = _flatten(config)
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"

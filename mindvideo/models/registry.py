@@ -28,7 +28,7 @@ def create_model(name: str, **options: object) -> nn.Cell:
     """Build a model; InputError for an unknown name or option, with what is known."""
     if name not in _FACTORIES:
         close = difflib.get_close_matches(name, _FACTORIES, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
+        hint = f", did you mean {close[0]!r}?" if close else "."
         raise InputError(f"unknown model {name!r}{hint} Known: {', '.join(list_models())}.")
     known = inspect.signature(_FACTORIES[name]).parameters
     unknown = sorted(set(options) - set(known))

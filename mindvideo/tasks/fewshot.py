@@ -107,7 +107,7 @@ def evaluate(config: Config, checkpoint: Path) -> Path:
 
 def _unfinished_run(config: Config) -> Path | None:
     """The folder of the run to continue; None to start anew."""
-    if config.train.resume == "no":
+    if config.train.resume == "never":
         return None
     output = Path(config.output)
     folder = latest_run(output, config.name)

@@ -36,13 +36,12 @@ def write_report(
     accuracy, control = result["metrics"]["accuracy"], result["control"]["accuracy"]
     sections = [
         Figures("Accuracy on unseen classes", [_bars(result), _confusion(results)]),
-        Figures("Test episodes", _episodes(config, data, results)),
         Table("Test classes", ("class", "accuracy", "queries"), _class_rows(results)),
         Preformatted("Configuration", to_yaml(config)),
     ]
-    training = _curves(folder)
-    if training:
-        sections.insert(1, Figures("Training", training))
+    for heading, figures in (("Test episodes", _episodes(config, data, results)), ("Training", _curves(folder))):
+        if figures:
+            sections.insert(1, Figures(heading, figures))
     sections.append(Text("How this was measured", _method(config, data)))
     summary = {
         "accuracy": f"{_percent(accuracy)} over {accuracy['n']} episodes",
@@ -75,7 +74,7 @@ def _bars(result: dict[str, Any]) -> Figure:
         "crude control": interval(result["control"]["accuracy"]),
         "chance": (chance, chance, chance),
     }
-    title = f"{result['way']}-way {result['shot']}-shot, {result['metrics']['accuracy']['n']} episodes"
+    title = f"{result['way']}-way {result['shot']}-shot"
     return Figure(
         "Mean accuracy over test episodes with 95 % intervals. The control sees only tiny thumbnails: a model that does "
         "not beat it has learnt nothing.",
@@ -102,7 +101,7 @@ def _curves(folder: Path) -> list[Figure]:
 
     if not rows:
         return []
-    loss = curves({"training loss": series("loss")}, title="Loss", x_label="episode", y_label="relation loss")
+    loss = curves({"training loss": series("loss")}, title="Loss", x_label="episode", y_label="loss")
     accuracies = {
         "training": series("accuracy", 100.0),
         "validation": series("val_accuracy", 100.0),

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rates in closed form, and the compiled step against Adam written in numpy."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+from mindvideo.engine.optim import SCHEDULES, learning_rates, make_adam, make_step
+
+X = np.array([[0.5, -1.0, 2.0], [1.5, 0.3, -0.7], [-0.2, 0.8, 0.1], [1.0, 1.0, 1.0]])
+Y = np.array([[1.0, 0.0], [-1.0, 0.5], [0.2, 0.2], [3.0, -2.0]])
+WEIGHT = np.array([[0.1, -0.2, 0.3], [0.4, 0.5, -0.6]])
+BIAS = np.array([0.05, -0.05])
+RATES = np.array([0.1, 0.05, 0.02])
+
+
+def test_constant_rate():
+    rates = learning_rates("constant", 0.3, 7)
+    assert rates.dtype == np.float32
+    assert rates.tolist() == [np.float32(0.3)] * 7
+
+
+def test_step_rate():
+    rates = learning_rates("step", 1.0, 10, decay_every=4, decay_factor=0.5)
+    assert rates.tolist() == [1.0] * 4 + [0.5] * 4 + [0.25] * 2
+
+
+def test_step_rate_by_default_is_that_of_arn():
+    rates = learning_rates("step", 1e-3, 100_001)
+    assert rates[[0, 49_999, 50_000, 99_999, 100_000]] == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
+def test_cosine_rate():
+    rates = learning_rates("cosine", 0.2, 8)
+    assert rates == pytest.approx([0.1 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[4] == pytest.approx(0.1)
+    assert 0 < rates[7] < 0.01
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rates_never_rise_and_there_is_one_a_step(schedule):
+    rates = learning_rates(schedule, 1e-2, 33, decay_every=10, decay_factor=0.1)
+    assert rates.shape == (33,)
+    assert np.all(np.diff(rates) <= 0)
+
+
+def numpy_adam(clip_norm: float, weight_decay: float) -> tuple[list[float], list[np.ndarray]]:
+    """Losses and final weights in float64, of mean squared error under Kingma and Ba's algorithm 1."""
+    weights = [WEIGHT.copy(), BIAS.copy()]
+    first, second = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
+    losses = []
+    for step, rate in enumerate(RATES, start=1):
+        error = X @ weights[0].T + weights[1] - Y
+        losses.append(float((error**2).mean()))
+        slope = 2 * error / error.size
+        grads = [slope.T @ X, slope.sum(axis=0)]
+        norm = math.sqrt(sum((g**2).sum() for g in grads))
+        if 0 < clip_norm < norm:
+            grads = [g * clip_norm / norm for g in grads]
+        for i, grad in enumerate(grads):
+            grad = grad + weight_decay * weights[i]
+            first[i] = 0.9 * first[i] + 0.1 * grad
+            second[i] = 0.999 * second[i] + 0.001 * grad**2
+            mean, square = first[i] / (1 - 0.9**step), second[i] / (1 - 0.999**step)
+            weights[i] = weights[i] - rate * mean / (np.sqrt(square) + 1e-8)
+    return losses, weights
+
+
+def three_steps(clip_norm: float, weight_decay: float, compiled: bool = True) -> tuple[list[float], list[np.ndarray]]:
+    """Losses and final weights of `make_step`, compiled or run line by line."""
+    model = nn.Dense(3, 2)
+    model.weight.set_data(Tensor(WEIGHT, ms.float32))
+    model.bias.set_data(Tensor(BIAS, ms.float32))
+
+    def forward(x, y):
+        output = model(x)
+        return ((output - y) ** 2).mean(), output
+
+    adam = make_adam([model], RATES.astype(np.float32), weight_decay=weight_decay)
+    step = make_step(forward, adam, clip_norm=clip_norm)
+    step = step if compiled else step.__wrapped__
+    losses = []
+    for _ in RATES:
+        loss, _ = step(Tensor(X, ms.float32), Tensor(Y, ms.float32))
+        losses.append(float(loss.asnumpy()))
+    return losses, [model.weight.asnumpy(), model.bias.asnumpy()]
+
+
+@pytest.fixture
+def pynative():
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+CASES = [(0.0, 0.0), (0.25, 0.0), (100.0, 0.0), (0.0, 0.1), (0.25, 0.1)]
+
+
+@pytest.mark.parametrize(("clip_norm", "weight_decay"), CASES)
+def test_three_steps_equal_adam_in_numpy(clip_norm, weight_decay):
+    losses, weights = three_steps(clip_norm, weight_decay)
+    expected_losses, expected_weights = numpy_adam(clip_norm, weight_decay)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    for weight, expected in zip(weights, expected_weights, strict=True):
+        assert np.allclose(weight, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cases_differ():
+    """The oracle's own cases would tell a step that ignores clipping or decay."""
+    finals = [numpy_adam(*case)[1][0] for case in CASES]
+    assert np.array_equal(finals[0], finals[2])  # a norm that is never reached clips nothing
+    for a, b in [(0, 1), (0, 3), (1, 4), (3, 4)]:
+        assert np.abs(finals[a] - finals[b]).max() > 1e-4
+
+
+@pytest.mark.usefixtures("pynative")
+@pytest.mark.parametrize(("clip_norm", "weight_decay"), CASES)
+def test_the_compiled_step_equals_pynative(clip_norm, weight_decay):
+    eager = three_steps(clip_norm, weight_decay, compiled=False)
+    ms.set_context(mode=ms.GRAPH_MODE)
+    graph = three_steps(clip_norm, weight_decay)
+    assert graph[0] == pytest.approx(eager[0], rel=1e-6)
+    for weight, expected in zip(graph[1], eager[1], strict=True):
+        assert np.allclose(weight, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_second_value_is_that_before_the_update_of_all_models():
+    body, head = nn.Dense(3, 2), nn.Dense(2, 1, has_bias=False)
+    body.weight.set_data(Tensor(WEIGHT, ms.float32))
+    body.bias.set_data(Tensor(BIAS, ms.float32))
+    head.weight.set_data(Tensor([[1.0, -2.0]], ms.float32))
+    head.update_parameters_name("head.")
+
+    def forward(x):
+        output = head(body(x))
+        return output.sum(), output
+
+    step = make_step(forward, make_adam([body, head], RATES.astype(np.float32)))
+    loss, output = step(Tensor(X, ms.float32))
+    expected = (X @ WEIGHT.T + BIAS) @ [[1.0], [-2.0]]
+    assert np.allclose(output.asnumpy(), expected, atol=1e-6)
+    assert float(loss.asnumpy()) == pytest.approx(expected.sum(), rel=1e-5)
+    # Adam's first step is the rate against the gradient's sign.
+    slopes = np.outer([1.0, -2.0], X.sum(axis=0)), (X @ WEIGHT.T + BIAS).sum(axis=0)[None]
+    assert np.allclose(body.weight.asnumpy(), WEIGHT - RATES[0] * np.sign(slopes[0]), atol=1e-6)
+    assert np.allclose(head.weight.asnumpy(), [[1.0, -2.0]] - RATES[0] * np.sign(slopes[1]), atol=1e-6)
