@@ -15,7 +15,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from mindvideo.models.c3d import Conv4Encoder
-from mindvideo.models.layers import BatchNorm, conv2d, conv3d, max_pool2d, max_pool3d
+from mindvideo.models.layers import BatchNormReLU, MaxPool, conv2d, conv3d, enter, leave
 from mindvideo.models.registry import register
 
 
@@ -29,18 +29,19 @@ class SpatialAttention(nn.Cell):
     def __init__(self, channels: int, *, hidden: int = 16, momentum: float = 0.1):
         super().__init__()
         self.conv1 = conv3d(channels, hidden, 3, padding=1)
-        self.norm1 = BatchNorm(hidden, momentum=momentum)
+        self.norm1 = BatchNormReLU(hidden, momentum=momentum)
+        self.halve_time = MaxPool((2, 1, 1))
         self.conv2 = conv3d(hidden, hidden, 3, padding=1)
-        self.norm2 = BatchNorm(hidden, momentum=momentum)
+        self.norm2 = BatchNormReLU(hidden, momentum=momentum)
         self.conv3 = conv3d(hidden, 1, 1)
 
     def construct(self, phi_BCTHW: Tensor) -> Tensor:
-        x = self._halve_time(ops.relu(self.norm1(self.conv1(phi_BCTHW))))
-        x = self._halve_time(ops.relu(self.norm2(self.conv2(x))))
-        return ops.sigmoid(self.conv3(max_pool3d(x, (x.shape[2], 1, 1))))
-
-    def _halve_time(self, x_BCTHW: Tensor) -> Tensor:
-        return max_pool3d(x_BCTHW, (min(2, x_BCTHW.shape[2]), 1, 1))
+        num_frames = phi_BCTHW.shape[2]
+        x = self.norm1(self.conv1(enter(phi_BCTHW)))
+        x = self.halve_time(x) if num_frames >= 2 else x
+        x = self.norm2(self.conv2(x))
+        x = self.halve_time(x) if num_frames >= 4 else x
+        return ops.sigmoid(leave(self.conv3(enter(leave(x).max(axis=2, keepdims=True)))))
 
 
 class SecondOrderPooling(nn.Cell):
@@ -71,21 +72,22 @@ class Comparator(nn.Cell):
     def __init__(self, matrix_size: int, *, width: int = 64, hidden: int = 8, momentum: float = 0.1):
         super().__init__()
         self.conv1 = conv2d(2, width, 3, padding=1)
-        self.norm1 = BatchNorm(width, momentum=momentum)
+        self.norm1 = BatchNormReLU(width, momentum=momentum)
         self.conv2 = conv2d(width, width, 3, padding=1)
-        self.norm2 = BatchNorm(width, momentum=momentum)
+        self.norm2 = BatchNormReLU(width, momentum=momentum)
         self.conv3 = conv2d(width, width, 3, padding=1)
-        self.norm3 = BatchNorm(width, momentum=momentum)
+        self.norm3 = BatchNormReLU(width, momentum=momentum)
         self.conv4 = conv2d(width, width, 3, padding=1)
-        self.norm4 = BatchNorm(width, momentum=momentum)
+        self.norm4 = BatchNormReLU(width, momentum=momentum)
+        self.pool = MaxPool((2, 2))
         self.fc1 = nn.Dense(width * (matrix_size // 16) ** 2, hidden)
         self.fc2 = nn.Dense(hidden, 1)
 
     def construct(self, pairs_P2CC: Tensor) -> Tensor:
-        x = max_pool2d(ops.relu(self.norm1(self.conv1(pairs_P2CC))), 2)
-        x = max_pool2d(x + ops.relu(self.norm2(self.conv2(x))), 2)
-        x = max_pool2d(x + ops.relu(self.norm3(self.conv3(x))), 2)
-        x = max_pool2d(x + ops.relu(self.norm4(self.conv4(x))), 2)
+        x = self.pool(self.norm1(self.conv1(enter(pairs_P2CC))))
+        x = self.pool(x + self.norm2(self.conv2(x)))
+        x = self.pool(x + self.norm3(self.conv3(x)))
+        x = leave(self.pool(x + self.norm4(self.conv4(x))))
         x = ops.relu(self.fc1(x.reshape((x.shape[0], -1))))
         return ops.sigmoid(self.fc2(x)).reshape(-1)
 
@@ -98,7 +100,7 @@ class ARN(nn.Cell):
     """
 
     def __init__(self, *, width: int = 64, attention: str = "spatial", sigma: float = 100.0, momentum: float = 0.1):
-        """`attention` is "none" or "spatial"; `width`, a multiple of 16, is the number of feature channels;
+        """`attention` is "none" or "spatial"; `width` is the number of feature channels, at least 16;
         `momentum` the weight of the newest batch in BatchNorm's running statistics."""
         super().__init__()
         self.num_features = width * width

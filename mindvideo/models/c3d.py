@@ -10,22 +10,22 @@ B clips, C channels, T frames, H height, W width.
 
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
-from mindvideo.models.layers import BatchNorm, conv3d, max_pool3d
+from mindvideo.models.layers import BatchNormReLU, MaxPool, conv3d, enter, leave
 
 
 class ConvBlock3d(nn.Cell):
     """3x3x3 convolution, BatchNorm, ReLU and, if `pool` > 1, max pooling."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, pool: int, momentum: float):
+    def __init__(self, in_channels: int, out_channels: int, *, pool: int, momentum: float, is_first: bool = False):
         super().__init__()
-        self.conv = conv3d(in_channels, out_channels, 3, padding=1)
-        self.norm = BatchNorm(out_channels, momentum=momentum)
-        self.pool = (pool, pool, pool)
+        self.conv = conv3d(in_channels, out_channels, 3, padding=1, is_first=is_first)
+        self.norm = BatchNormReLU(out_channels, momentum=momentum)
+        self.pool = MaxPool((pool, pool, pool)) if pool > 1 else nn.Identity()
 
-    def construct(self, x_BCTHW: Tensor) -> Tensor:
-        return max_pool3d(ops.relu(self.norm(self.conv(x_BCTHW))), self.pool)
+    def construct(self, x: Tensor) -> Tensor:
+        return self.pool(self.norm(self.conv(x)))
 
 
 class Conv4Encoder(nn.Cell):
@@ -34,10 +34,10 @@ class Conv4Encoder(nn.Cell):
     def __init__(self, *, width: int = 64, momentum: float = 0.1):
         super().__init__()
         self.num_features = width
-        self.block1 = ConvBlock3d(3, width, pool=2, momentum=momentum)
+        self.block1 = ConvBlock3d(3, width, pool=2, momentum=momentum, is_first=True)
         self.block2 = ConvBlock3d(width, width, pool=2, momentum=momentum)
         self.block3 = ConvBlock3d(width, width, pool=1, momentum=momentum)
         self.block4 = ConvBlock3d(width, width, pool=1, momentum=momentum)
 
     def construct(self, clips_BCTHW: Tensor) -> Tensor:
-        return self.block4(self.block3(self.block2(self.block1(clips_BCTHW))))
+        return leave(self.block4(self.block3(self.block2(self.block1(enter(clips_BCTHW))))))

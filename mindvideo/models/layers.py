@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The few parts that several networks share, and the only place that knows MindSpore's differing defaults.
 
-B batch, C channels, T frames, H height, W width. PyTorch's conventions hold here, because every
-published number of this field was measured with them: explicit padding, BatchNorm `momentum` as the weight
-of the new batch (MindSpore's layers take 1 - momentum), unbiased running variance.
+B batch, C channels, T frames, H height, W width. PyTorch's conventions hold here, because every published number of
+this field was measured with them: explicit padding, BatchNorm `momentum` as the weight of the new batch (MindSpore's
+layers take 1 - momentum), unbiased running variance.
+
+On a CPU the parts run on the native operators (`mindvideo/native`) where these load; elsewhere, and on every other
+device, on MindSpore's own. The native ones want the channels last: a network calls `enter` on what comes in and `leave`
+on what goes out, and in between its parts pass tensors in the operators' own layout. Parameters, and so checkpoints,
+are the same either way.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -15,40 +21,82 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-
-def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value)
-
-
-def conv3d(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int | tuple[int, int, int],
-    *,
-    stride: int | tuple[int, int, int] = 1,
-    padding: int | tuple[int, int, int] = 0,
-    bias: bool = True,
-) -> nn.Cell:
-    """Convolution over `[B, C, T, H, W]` with symmetric zero padding."""
-    pads = tuple(p for p in _per_axis(padding, 3) for _ in (0, 1))
-    return nn.Conv3d(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=pads, has_bias=bias)
+from mindvideo import native
+from mindvideo.native import operators
 
 
-def conv2d(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    bias: bool = True,
-) -> nn.Cell:
-    """Convolution over `[B, C, H, W]` with symmetric zero padding."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad_mode="pad", padding=padding, has_bias=bias)
+@functools.cache
+def is_native() -> bool:
+    """Whether the networks of this process run on the native operators; settled at the first call."""
+    return ms.get_context("device_target") == "CPU" and native.available()
 
 
-class BatchNorm(nn.Cell):
-    """Batch normalisation over axis 1 of `[B, C, ...]`, for any number of trailing axes.
+def describe_operators() -> str:
+    """Which operators the networks of this process run on, and why if they are not the native ones."""
+    if is_native():
+        return "native operators"
+    why = f": {native.reason()}" if ms.get_context("device_target") == "CPU" else ""
+    return f"MindSpore's operators{why}"
+
+
+def enter(x: Tensor) -> Tensor:
+    """`[B, C, ...]` to the layout that the parts below pass among themselves."""
+    return x.transpose((0, *range(2, x.ndim), 1)) if is_native() else x
+
+
+def leave(x: Tensor) -> Tensor:
+    """The layout of the parts below to `[B, C, ...]`."""
+    return x.transpose((0, x.ndim - 1, *range(1, x.ndim - 1))) if is_native() else x
+
+
+class Conv(nn.Cell):
+    """Convolution over as many axes as `kernel` has, with symmetric zero padding.
+
+    `is_first` says that the input is data, whose gradient nobody needs.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        bias: bool = True,
+        is_first: bool = False,
+    ):
+        super().__init__()
+        self.weight = Parameter(Tensor(np.zeros((out_channels, in_channels, *kernel), np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(out_channels, np.float32))) if bias else None
+        if is_native():
+            operator = operators.BiasedConvolution if bias else operators.Convolution
+            self.operator = operator(tuple(stride), tuple(padding), (1,) * len(kernel), input_grad=not is_first)
+        else:
+            operator = ops.Conv3D if len(kernel) == 3 else ops.Conv2D
+            pads = tuple(p for p in padding for _ in (0, 1))
+            self.operator = operator(out_channels, tuple(kernel), pad_mode="pad", pad=pads, stride=tuple(stride))
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return self.operator(x, self.weight)
+        if is_native():
+            return self.operator(x, self.weight, self.bias)
+        return self.operator(x, self.weight) + self.bias.reshape((1, -1) + (1,) * (x.ndim - 2))
+
+
+def conv3d(in_channels: int, out_channels: int, kernel: int, *, padding: int = 0, is_first: bool = False) -> Conv:
+    """Convolution over T, H and W with equal extents."""
+    return Conv(in_channels, out_channels, (kernel,) * 3, stride=(1,) * 3, padding=(padding,) * 3, is_first=is_first)
+
+
+def conv2d(in_channels: int, out_channels: int, kernel: int, *, padding: int = 0) -> Conv:
+    """Convolution over H and W with equal extents."""
+    return Conv(in_channels, out_channels, (kernel,) * 2, stride=(1,) * 2, padding=(padding,) * 2)
+
+
+class BatchNormReLU(nn.Cell):
+    """Batch normalisation over the channels, for any number of further axes, then ReLU.
 
     `momentum` is the weight of the newest batch in the running statistics (PyTorch's sense): 1 keeps the last
     batch only.
@@ -56,31 +104,52 @@ class BatchNorm(nn.Cell):
 
     def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
-        self.channels = channels
+        self.channels, self.momentum = channels, momentum
         self.gamma = Parameter(Tensor(np.ones(channels, np.float32)))
         self.beta = Parameter(Tensor(np.zeros(channels, np.float32)))
         self.moving_mean = Parameter(Tensor(np.zeros(channels, np.float32)), requires_grad=False)
         self.moving_variance = Parameter(Tensor(np.ones(channels, np.float32)), requires_grad=False)
-        self.batch_norm = ops.BatchNorm(is_training=True, epsilon=eps, momentum=momentum)
-        self.fixed_norm = ops.BatchNorm(is_training=False, epsilon=eps)
+        if is_native():
+            self.batch_norm = operators.BatchNorm(eps, relu=True)
+            self.fixed_norm = operators.FrozenBatchNorm(eps, relu=True)
+        else:
+            self.batch_norm = ops.BatchNorm(is_training=True, epsilon=eps, momentum=momentum)
+            self.fixed_norm = ops.BatchNorm(is_training=False, epsilon=eps)
 
     def construct(self, x: Tensor) -> Tensor:
-        norm = self.batch_norm if self.training else self.fixed_norm
-        x_BCNW = x.reshape((x.shape[0], self.channels, -1, x.shape[-1]))
-        return norm(x_BCNW, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0].reshape(x.shape)
+        if not is_native():
+            norm = self.batch_norm if self.training else self.fixed_norm
+            x_BCNW = x.reshape((x.shape[0], self.channels, -1, x.shape[-1]))
+            y = norm(x_BCNW, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
+            return ops.relu(y).reshape(x.shape)
+        if not self.training:
+            return self.fixed_norm(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
+        y, mean, variance, _ = self.batch_norm(x, self.gamma, self.beta)
+        count = x.size // self.channels
+        unbiased = variance * (count / max(1, count - 1))
+        y = ops.depend(y, self._follow(self.moving_mean, mean))
+        return ops.depend(y, self._follow(self.moving_variance, unbiased))
+
+    def _follow(self, running: Parameter, newest: Tensor) -> Tensor:
+        return ops.assign(running, (1.0 - self.momentum) * running + self.momentum * ops.stop_gradient(newest))
 
 
-def max_pool3d(x_BCTHW: Tensor, window: tuple[int, int, int]) -> Tensor:
-    """Non-overlapping max pooling; an incomplete window at the end is dropped."""
-    return x_BCTHW if window == (1, 1, 1) else ops.max_pool3d(x_BCTHW, window, window)
+class MaxPool(nn.Cell):
+    """Non-overlapping max pooling over as many axes as `window` has; an incomplete window at the end is dropped."""
 
+    def __init__(self, window: tuple[int, ...]):
+        super().__init__()
+        self.window = window
+        if is_native():
+            self.operator = operators.MaxPool(window, window, (0,) * len(window))
+        elif len(window) == 2:
+            # Not ops.max_pool2d: on the CPU it is two hundred times slower than this primitive.
+            self.operator = ops.MaxPool(kernel_size=window, strides=window)
 
-def max_pool2d(x_BCHW: Tensor, window: int) -> Tensor:
-    """Non-overlapping max pooling; an incomplete window at the end is dropped.
-
-    Not `ops.max_pool2d`: on the CPU it is two hundred times slower than this primitive.
-    """
-    return ops.MaxPool(kernel_size=window, strides=window)(x_BCHW)
+    def construct(self, x: Tensor) -> Tensor:
+        if is_native():
+            return self.operator(x)[0]
+        return self.operator(x) if len(self.window) == 2 else ops.max_pool3d(x, self.window, self.window)
 
 
 def initialize(model: nn.Cell, seed: int) -> None:
@@ -91,7 +160,7 @@ def initialize(model: nn.Cell, seed: int) -> None:
     """
     rng = np.random.default_rng(seed)
     for _, cell in model.cells_and_names():
-        if isinstance(cell, (nn.Conv2d, nn.Conv3d)):
+        if isinstance(cell, Conv):
             out_channels, _, k1, k2 = cell.weight.shape[:4]
             std, bias = math.sqrt(2.0 / (k1 * k2 * out_channels)), 0.0
         elif isinstance(cell, nn.Dense):

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution, batch norm and pooling for CPUs over oneDNN 3, as MindSpore cells with gradients.
+
+    build.py       compiles operators.cc on first use
+    operators.cc   the operators
+    operators.py   the cells: Convolution, BatchNorm, FrozenBatchNorm, MaxPool, AvgPool
+
+MindSpore's own CPU operators call an old oneDNN with fixed layouts and are several times slower. The two
+differ by float32 rounding only. Where the native ones do not load, `available()` is False and `reason()`
+says why; `MINDVIDEO_NATIVE=0` turns them off.
+
+The cells take tensors with the channels last, [B, T, H, W, C], or first, [B, C, T, H, W]. oneDNN's kernels
+run on the former as they lie; the latter cost a copy into and out of most operators.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+
+
+@functools.cache
+def load() -> tuple[str, str]:
+    """Return the library's path and "", or "" and the reason why there is none."""
+    from mindvideo.native import build  # here, so that `python -m mindvideo.native.build` runs one copy of it
+
+    if os.environ.get("MINDVIDEO_NATIVE") == "0":
+        return "", "they are turned off by MINDVIDEO_NATIVE=0"
+    try:
+        path = str(build.library())
+        major = ctypes.CDLL(path).mindvideo_onednn_major()
+    except (build.BuildError, OSError) as error:
+        return "", str(error)
+    if major != 3:
+        return "", f"another oneDNN, version {major}, took the place of version 3 in this process"
+    return path, ""
+
+
+def available() -> bool:
+    """Whether the native operators can be used in this process; the first call may compile them."""
+    return bool(load()[0])
+
+
+def reason() -> str:
+    """Why the native operators are not available; empty where they are."""
+    return load()[1]
