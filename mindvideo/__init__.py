@@ -6,7 +6,8 @@
     data/       video.py  sampling.py  transforms.py  manifest.py  datasets.py  episodes.py  loader.py
     models/     one paper, one file; layers.py the shared parts; registry.py create_model, list_models
     losses/  metrics/  report/
-    engine/     loop.py  optim.py  checkpoint.py  device.py  log.py
+    native/     C++ operators for CPUs over oneDNN; models/layers.py alone uses them
+    engine/     loop.py  optim.py  checkpoint.py  device.py  run.py  log.py
     tasks/      fewshot.py: joins the above
     config.py   the schema of every YAML file;  cli.py: `mindvideo train|eval|models`
 

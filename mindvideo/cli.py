@@ -7,6 +7,7 @@ MindSpore is imported only by the commands that need it, so that `--help` and mi
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ SAMPLE_CONFIG = REPOSITORY / "configs" / "arn" / "arn_sample.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 2 for a mistake in the input, 130 after Ctrl-C."""
+    """Run one command; the exit status is 0, 2 for a mistake in the input or a full disk, 130 after Ctrl-C."""
     parser = _parser()
     parsed, later = parser.parse_known_args(arguments)
     # argparse takes all positionals before the first option; settings may also stand after it.
@@ -30,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.command(parsed)
     except InputError as error:
+        print(f"mindvideo: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         print(f"mindvideo: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -80,7 +80,7 @@ SCHEMA: dict[str, Any] = {
     "device": Field("auto", "where to run", choices=("auto", "cpu", "gpu", "ascend")),
     "model": {
         "name": Field("arn", "see `mindvideo models`"),
-        "width": Field(64, "feature channels, a multiple of 16", low=16, high=1024),
+        "width": Field(64, "feature channels", low=16, high=1024),
         "attention": Field("spatial", "attention unit", choices=("none", "spatial")),
         "sigma": Field(100.0, "slope of power normalisation", low=1e-3, high=1e6),
         "momentum": Field(0.1, "weight of the newest batch in BatchNorm's statistics", low=0.0, high=1.0),
@@ -90,7 +90,7 @@ SCHEMA: dict[str, Any] = {
         "root": Field("", "data set folder, or CSV file; empty: the entry of data/data.json"),
         "split": Field("", "folder with train.txt, val.txt, test.txt: class names, one a line"),
         "decoder": Field("pyav", "video decoder", choices=("pyav", "decord", "opencv")),
-        "length": Field(20, "frames a clip", low=1, high=1024),
+        "length": Field(20, "frames a clip", low=4, high=1024),
         "height": Field(128, "pixels", low=16, high=1024),
         "width": Field(128, "pixels", low=16, high=1024),
         "train_sampling": Field("random", "which frames in training", choices=SAMPLING),

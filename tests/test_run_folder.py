@@ -74,7 +74,7 @@ def started(tmp_path):
         ("data", "root", "/b"),
         ("data", "workers", 9),
         ("eval", "episodes", 20),
-        ("eval", "way", 3),
+        ("eval", "gifs", 1),
         ("train", "resume", "auto"),
         ("train", "log_every", 1),
     ],

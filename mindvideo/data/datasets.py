@@ -36,8 +36,8 @@ def stickfigures(root: Path) -> list[Sample]:
 def hmdb51(root: Path) -> list[Sample]:
     """`<root>/<class>/<film>_<class>_<six tags>.*`; the group is the film, whatever its class.
 
-    Spellings and numbered parts of one film (`The_Fugitive_2`, `The_Fugitive_3`) are one group: small letters and digits
-    joined by `_`, without the numbers at the end.
+    Spellings and numbered parts of one film (`The_Fugitive_2`, `The_Fugitive_3`) are one group: small letters and
+    digits joined by `_`, without the numbers at the end.
     """
     return _tree(root, lambda label, stem: _film(_HMDB51_TAIL.sub("", stem).removesuffix(f"_{label}")))
 

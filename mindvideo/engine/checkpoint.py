@@ -75,7 +75,7 @@ def save_checkpoint(path: Path, model: nn.Cell, state: TrainingState, optimizer:
         temporary.chmod(0o644)  # MindSpore leaves it read-only for its owner
         _flush_and_rename(temporary, path)
         twin = path.with_name(f".{path.stem}.tmp.safetensors")
-        twin.write_bytes(safetensors_bytes(weights, metadata={"model": state.model, "format": "mindspore"}))
+        twin.write_bytes(safetensors_bytes(weights, metadata={"model": state.model}))
         _flush_and_rename(twin, path.with_suffix(".safetensors"))
     except OSError as error:
         for leftover in path.parent.glob(f".{path.stem}.tmp*"):

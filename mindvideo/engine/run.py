@@ -22,7 +22,10 @@ import yaml
 from mindvideo.errors import InputError
 
 # What may differ between a run and its continuation.
-_FREE_TO_CHANGE = ("device", "output", "data.root", "data.workers", "eval", "train.resume", "train.log_every")
+_FREE_TO_CHANGE = (
+    *("device", "output", "data.root", "data.workers"),
+    *("train.resume", "train.log_every", "eval.episodes", "eval.batch", "eval.gifs"),
+)
 
 
 def new_run(output: Path, name: str, config_yaml: str) -> Path:
@@ -64,7 +67,7 @@ def check_same_run(folder: Path, config: dict[str, Any]) -> None:
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE_TO_CHANGE)
+        if before.get(key) != now.get(key) and key not in _FREE_TO_CHANGE
     ]
     if changed:
         raise InputError(

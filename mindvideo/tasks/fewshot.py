@@ -26,11 +26,11 @@ from mindvideo.engine.loop import fit
 from mindvideo.engine.optim import learning_rates, make_adam, make_step
 from mindvideo.engine.run import check_same_run, latest_run, new_run, write_result
 from mindvideo.errors import InputError
-from mindvideo.losses.fewshot import relation_loss
+from mindvideo.losses.fewshot import classification_loss, relation_loss
 from mindvideo.metrics import fewshot as metrics
 from mindvideo.models import create_model
 from mindvideo.models.arn import ARN
-from mindvideo.models.layers import initialize
+from mindvideo.models.layers import describe_operators, initialize
 from mindvideo.tasks.fewshot_data import FewShotData, prepare_data
 from mindvideo.tasks.fewshot_report import write_report
 
@@ -82,14 +82,15 @@ def train(config: Config) -> Path:
         load_checkpoint(Path(config.train.pretrained), model, config.model.name)
     # Made last, so that a mistake in the input leaves no empty folder behind.
     folder = unfinished or new_run(Path(config.output), config.name, to_yaml(config))
-    say(f"[Start training `{config.model.name}`] {folder} on {device}, episode {state.step}/{config.train.episodes}")
+    say(f"{device}, {describe_operators()}")
+    say(f"[Start training `{config.model.name}`] {folder}, episode {state.step}/{config.train.episodes}")
     model.set_train()
     with RunLog(folder, step=state.step, tensorboard=config.train.tensorboard) as log:
         if state.step < config.train.episodes:
             _fit(config, data, model, classifier, optimizer, state, folder, log)
     say(f"[End of training `{config.model.name}`] {state.seconds / 60:.1f} min")
-    load_checkpoint(folder / "best.ckpt", model, config.model.name)
-    finish(config, model, data, folder, state)
+    best = load_checkpoint(folder / "best.ckpt", model, config.model.name)
+    finish(config, model, data, folder, checkpoint="best.ckpt", tested=best, trained=state)
     return folder
 
 
@@ -101,7 +102,7 @@ def evaluate(config: Config, checkpoint: Path) -> Path:
     state = load_checkpoint(checkpoint, model, config.model.name)
     data = prepare_data(config, parts=("test",))
     folder = new_run(Path(config.output), f"{config.name}-eval", to_yaml(config))
-    finish(config, model, data, folder, state)
+    finish(config, model, data, folder, checkpoint=str(checkpoint), tested=state, trained=state)
     return folder
 
 
@@ -160,7 +161,7 @@ def _fit(
         loss = relation_loss(scores, target_MN)
         if weight > 0:
             features = ops.cat((support_psi.flatten(0, 1), query_psi)).flatten(1)
-            loss = loss + weight * ops.cross_entropy(classifier(features), classes)
+            loss = loss + weight * classification_loss(classifier(features), classes)
         return loss, scores
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
@@ -253,8 +254,20 @@ def encode_all(
     return np.stack(matrices), np.stack(descriptors)
 
 
-def finish(config: Config, model: ARN, data: FewShotData, folder: Path, state: TrainingState) -> None:
-    """Test on the test classes and write result.json and report.html."""
+def finish(
+    config: Config,
+    model: ARN,
+    data: FewShotData,
+    folder: Path,
+    *,
+    checkpoint: str,
+    tested: TrainingState,
+    trained: TrainingState,
+) -> None:
+    """Test on the test classes and write result.json and report.html.
+
+    `tested` is the state of `checkpoint`, whose weights `model` holds, and `trained` where the training ended.
+    """
     started = time.monotonic()
     model.set_train(False)
     samples, sampler, shape = data.parts["test"], data.samplers["test"], config.eval
@@ -276,8 +289,9 @@ def finish(config: Config, model: ARN, data: FewShotData, folder: Path, state: T
                 "accuracy": {"value": control_mean, "half_width_95": control_half, "n": shape.episodes},
             },
             "chance": 1 / shape.way, "classes": data.describe(), "excluded_videos": sorted(data.excluded),
-            "train_episodes": state.step, "best_episode": state.best_step or state.step,
-            "train_seconds": round(state.seconds, 1), "test_seconds": round(time.monotonic() - started, 1),
+            "checkpoint": checkpoint, "checkpoint_episode": tested.step,
+            "train_episodes": trained.step, "train_seconds": round(trained.seconds, 1),
+            "operators": describe_operators(), "test_seconds": round(time.monotonic() - started, 1),
         },
         to_yaml(config),
     )  # fmt: skip

@@ -49,7 +49,7 @@ def write_report(
         "chance": f"{100 * result['chance']:.1f} %",
         "episode": f"{result['way']}-way {result['shot']}-shot, {result['query']} queries a class",
         "training": f"{result['train_episodes']} episodes, {result['train_seconds'] / 60:.1f} min",
-        "checkpoint": f"episode {result['best_episode']}, best on validation classes",
+        "checkpoint": f"{result['checkpoint']}, episode {result['checkpoint_episode'] or 'unknown'}",
         "commit": result["commit"] or "unknown",
     }
     write_page(
@@ -76,8 +76,8 @@ def _bars(result: dict[str, Any]) -> Figure:
     }
     title = f"{result['way']}-way {result['shot']}-shot"
     return Figure(
-        "Mean accuracy over test episodes with 95 % intervals. The control sees only tiny thumbnails: a model that does "
-        "not beat it has learnt nothing.",
+        "Mean accuracy over test episodes with 95 % intervals. The control sees only tiny thumbnails: a model that "
+        "does not beat it has learnt nothing.",
         bars({title: methods}, title="Accuracy on unseen classes", y_label="accuracy (%)"),
         "image/png",
         "bars of accuracy: model, control, chance",
