@@ -6,6 +6,7 @@ N classes of an episode (way), K support clips a class (shot), M queries, C matr
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -200,6 +201,12 @@ def _validation(config: Config, data: FewShotData, model: ARN) -> Callable[[], f
     return validate
 
 
+@functools.cache
+def _compiled(model: ARN) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """`encode` and `compare` as graphs, compiled once for all validations and the test."""
+    return ms.jit(model.encode), ms.jit(model.compare)
+
+
 def run_episodes(
     model: ARN,
     sampler: EpisodeSampler,
@@ -216,7 +223,7 @@ def run_episodes(
     every episode: each clip is encoded once.
     """
     psi_SCC, thumbnail_SD = encode_all(model, samples, reader, batch=batch, workers=workers)
-    compare = ms.jit(model.compare)
+    _, compare = _compiled(model)
     scores, control, classes = [], [], []
     with progress_bar("episodes", num_episodes) as progress:
         for number in range(num_episodes):
@@ -233,7 +240,7 @@ def encode_all(
     model: ARN, samples: list[Sample], reader: ClipReader, *, batch: int, workers: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matrices Psi `[S, C, C]` and control descriptors `[S, D]` of all samples."""
-    encode = ms.jit(model.encode)
+    encode, _ = _compiled(model)
     matrices: list[np.ndarray] = []
     descriptors: list[np.ndarray] = []
     waiting: list[np.ndarray] = []
@@ -301,4 +308,4 @@ def finish(
         f"{shape.episodes} episodes of {len(sampler.classes)} unseen classes; "
         f"control {100 * control_mean:.2f} +- {100 * control_half:.2f} %"
     )
-    say(f"report: {folder / 'report.html'}")
+    say(f"report: {(folder / 'report.html').resolve()}")
