@@ -14,11 +14,6 @@ from mindvideo.errors import InputError
 DEVICES = ("auto", "cpu", "gpu", "ascend")
 
 
-def available_cores() -> int:
-    """CPU cores this process may use (its affinity, not the machine's total)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def use_device(name: str = "auto") -> str:
     """Select graph mode on a device and return its name; `auto` takes Ascend, then a GPU, then the CPU.
 

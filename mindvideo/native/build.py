@@ -9,7 +9,6 @@ itself would link against the oneDNN in pip's temporary build environment, which
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -37,6 +36,8 @@ def library() -> Path:
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise BuildError(f"they run on x86-64 Linux, this is {platform.machine()} {platform.system()}")
+    import fcntl  # not there on other platforms
+
     include = _installed("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp").parents[2]
     onednn = _installed("onednn-cpu-gomp", "libdnnl.so.3")
     compiler = shutil.which(os.environ.get("CXX", "g++"))
