@@ -18,9 +18,9 @@ from mindvideo.models.layers import BatchNormReLU, MaxPool, conv3d, enter, leave
 class ConvBlock3d(nn.Cell):
     """3x3x3 convolution, BatchNorm, ReLU and, if `pool` > 1, max pooling."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, pool: int, momentum: float, is_first: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, *, pool: int, momentum: float):
         super().__init__()
-        self.conv = conv3d(in_channels, out_channels, 3, padding=1, is_first=is_first)
+        self.conv = conv3d(in_channels, out_channels, 3, padding=1)
         self.norm = BatchNormReLU(out_channels, momentum=momentum)
         self.pool = MaxPool((pool, pool, pool)) if pool > 1 else nn.Identity()
 
@@ -34,7 +34,7 @@ class Conv4Encoder(nn.Cell):
     def __init__(self, *, width: int = 64, momentum: float = 0.1):
         super().__init__()
         self.num_features = width
-        self.block1 = ConvBlock3d(3, width, pool=2, momentum=momentum, is_first=True)
+        self.block1 = ConvBlock3d(3, width, pool=2, momentum=momentum)
         self.block2 = ConvBlock3d(width, width, pool=2, momentum=momentum)
         self.block3 = ConvBlock3d(width, width, pool=1, momentum=momentum)
         self.block4 = ConvBlock3d(width, width, pool=1, momentum=momentum)

@@ -50,10 +50,7 @@ def leave(x: Tensor) -> Tensor:
 
 
 class Conv(nn.Cell):
-    """Convolution over as many axes as `kernel` has, with symmetric zero padding.
-
-    `is_first` says that the input is data, whose gradient nobody needs.
-    """
+    """Convolution over as many axes as `kernel` has, with symmetric zero padding."""
 
     def __init__(
         self,
@@ -64,14 +61,13 @@ class Conv(nn.Cell):
         stride: Sequence[int],
         padding: Sequence[int],
         bias: bool = True,
-        is_first: bool = False,
     ):
         super().__init__()
         self.weight = Parameter(Tensor(np.zeros((out_channels, in_channels, *kernel), np.float32)))
         self.bias = Parameter(Tensor(np.zeros(out_channels, np.float32))) if bias else None
         if is_native():
             operator = operators.BiasedConvolution if bias else operators.Convolution
-            self.operator = operator(tuple(stride), tuple(padding), (1,) * len(kernel), input_grad=not is_first)
+            self.operator = operator(tuple(stride), tuple(padding), (1,) * len(kernel))
         else:
             operator = ops.Conv3D if len(kernel) == 3 else ops.Conv2D
             pads = tuple(p for p in padding for _ in (0, 1))
@@ -85,9 +81,9 @@ class Conv(nn.Cell):
         return self.operator(x, self.weight) + self.bias.reshape((1, -1) + (1,) * (x.ndim - 2))
 
 
-def conv3d(in_channels: int, out_channels: int, kernel: int, *, padding: int = 0, is_first: bool = False) -> Conv:
+def conv3d(in_channels: int, out_channels: int, kernel: int, *, padding: int = 0) -> Conv:
     """Convolution over T, H and W with equal extents."""
-    return Conv(in_channels, out_channels, (kernel,) * 3, stride=(1,) * 3, padding=(padding,) * 3, is_first=is_first)
+    return Conv(in_channels, out_channels, (kernel,) * 3, stride=(1,) * 3, padding=(padding,) * 3)
 
 
 def conv2d(in_channels: int, out_channels: int, kernel: int, *, padding: int = 0) -> Conv:
