@@ -21,7 +21,6 @@ Shapes: T frames, J joints, N points, H = W = 96 pixels, C = RGB.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mindvideo.data.datasets import cache_folder
 from mindvideo.data.stickfigure_actions import (
     CLASSES,
     JOINT_INDEX,
@@ -415,8 +415,7 @@ def make_sample(
 
 def sample_root(seed: int = 0, scene_bias: float = 0.0) -> Path:
     """Where `ensure_sample` keeps this sample: under $MINDVIDEO_CACHE, or else ~/.cache/mindvideo."""
-    cache = Path(os.environ.get("MINDVIDEO_CACHE") or Path.home() / ".cache" / "mindvideo")
-    return cache / f"stickfigures-v{VERSION}-seed{seed}-bias{scene_bias:g}"
+    return cache_folder() / f"stickfigures-v{VERSION}-seed{seed}-bias{scene_bias:g}"
 
 
 def ensure_sample(seed: int = 0, scene_bias: float = 0.0, progress: Callable[[int, int], None] | None = None) -> Path:

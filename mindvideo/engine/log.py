@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,10 +74,6 @@ class RunLog:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
-    def series(self, name: str) -> list[tuple[float, float]]:
-        """All (step, value) of one name."""
-        return [(row["step"], row[name]) for row in self.rows if name in row]
-
     def __enter__(self) -> RunLog:
         return self
 
@@ -116,8 +111,3 @@ def _summary_writer(folder: Path) -> Any:
             "train.tensorboard: tensorboardX is not installed; `pip install mindvideo[tensorboard]`."
         ) from None
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-def say_error(message: str) -> None:
-    """One line on standard error."""
-    print(message, file=sys.stderr, flush=True)
