@@ -65,9 +65,10 @@ class Conv(nn.Cell):
         super().__init__()
         self.weight = Parameter(Tensor(np.zeros((out_channels, in_channels, *kernel), np.float32)))
         self.bias = Parameter(Tensor(np.zeros(out_channels, np.float32))) if bias else None
+        self.window = (tuple(stride), tuple(padding), (1,) * len(kernel))
         if is_native():
             operator = operators.BiasedConvolution if bias else operators.Convolution
-            self.operator = operator(tuple(stride), tuple(padding), (1,) * len(kernel))
+            self.operator = operator(*self.window)
         else:
             operator = ops.Conv3D if len(kernel) == 3 else ops.Conv2D
             pads = tuple(p for p in padding for _ in (0, 1))
@@ -91,61 +92,124 @@ def conv2d(in_channels: int, out_channels: int, kernel: int, *, padding: int = 0
     return Conv(in_channels, out_channels, (kernel,) * 2, stride=(1,) * 2, padding=(padding,) * 2)
 
 
-class BatchNormReLU(nn.Cell):
-    """Batch normalisation over the channels, for any number of further axes, then ReLU.
+class BatchNorm(nn.Cell):
+    """Batch normalisation over the channels, for any number of further axes, then an optional ReLU.
 
     `momentum` is the weight of the newest batch in the running statistics (PyTorch's sense): 1 keeps the last
-    batch only.
+    batch only. A residual of the input's shape, if given, is added before the ReLU.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
+    def __init__(self, channels: int, *, relu: bool = False, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__()
-        self.channels, self.momentum = channels, momentum
+        self.channels, self.relu, self.momentum, self.eps = channels, relu, momentum, eps
         self.gamma = Parameter(Tensor(np.ones(channels, np.float32)))
         self.beta = Parameter(Tensor(np.zeros(channels, np.float32)))
         self.moving_mean = Parameter(Tensor(np.zeros(channels, np.float32)), requires_grad=False)
         self.moving_variance = Parameter(Tensor(np.ones(channels, np.float32)), requires_grad=False)
         if is_native():
-            self.batch_norm = operators.BatchNorm(eps, relu=True)
-            self.fixed_norm = operators.FrozenBatchNorm(eps, relu=True)
+            self.batch_norm = operators.BatchNorm(eps, relu=relu)
+            self.residual_norm = operators.ResidualBatchNorm(eps, relu=relu)
+            self.frozen_norm = operators.FrozenBatchNorm(eps, relu=relu)
         else:
             self.batch_norm = ops.BatchNorm(is_training=True, epsilon=eps, momentum=momentum)
-            self.fixed_norm = ops.BatchNorm(is_training=False, epsilon=eps)
+            self.frozen_norm = ops.BatchNorm(is_training=False, epsilon=eps)
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not is_native():
-            norm = self.batch_norm if self.training else self.fixed_norm
+            norm = self.batch_norm if self.training else self.frozen_norm
             x_BCNW = x.reshape((x.shape[0], self.channels, -1, x.shape[-1]))
-            y = norm(x_BCNW, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
-            return ops.relu(y).reshape(x.shape)
+            y = norm(x_BCNW, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0].reshape(x.shape)
+            y = y if residual is None else y + residual
+            return ops.relu(y) if self.relu else y
         if not self.training:
-            return self.fixed_norm(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)[0]
-        y, mean, variance, _ = self.batch_norm(x, self.gamma, self.beta)
+            return self.frozen_norm(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        if residual is None:
+            y, mean, variance = self.batch_norm(x, self.gamma, self.beta)
+        else:
+            y, mean, variance = self.residual_norm(x, self.gamma, self.beta, residual)
         count = x.size // self.channels
         unbiased = variance * (count / max(1, count - 1))
         y = ops.depend(y, self._follow(self.moving_mean, mean))
         return ops.depend(y, self._follow(self.moving_variance, unbiased))
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift `[C]` that inference amounts to."""
+        scale = self.gamma * ops.rsqrt(self.moving_variance + self.eps)
+        return scale, self.beta - self.moving_mean * scale
+
     def _follow(self, running: Parameter, newest: Tensor) -> Tensor:
         return ops.assign(running, (1.0 - self.momentum) * running + self.momentum * ops.stop_gradient(newest))
 
 
-class MaxPool(nn.Cell):
-    """Non-overlapping max pooling over as many axes as `window` has; an incomplete window at the end is dropped."""
+class BatchNormReLU(BatchNorm):
+    """Batch normalisation, then ReLU."""
 
-    def __init__(self, window: tuple[int, ...]):
+    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__(channels, relu=True, momentum=momentum, eps=eps)
+
+
+class ConvNorm(nn.Cell):
+    """Convolution, batch normalisation, then an optional ReLU; with `residual`, one is added before the ReLU.
+
+    For inference the native operators do all of it in one, with the normalisation folded into the convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        bias: bool = False,
+        relu: bool = True,
+        residual: bool = False,
+        momentum: float = 0.1,
+    ):
         super().__init__()
-        self.window = window
+        self.conv = Conv(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)
+        self.norm = BatchNorm(out_channels, relu=relu, momentum=momentum)
         if is_native():
-            self.operator = operators.MaxPool(window, window, (0,) * len(window))
-        elif len(window) == 2:
-            # Not ops.max_pool2d: on the CPU it is two hundred times slower than this primitive.
-            self.operator = ops.MaxPool(kernel_size=window, strides=window)
+            folded = operators.FoldedResidual if residual else operators.FoldedConvolution
+            self.folded = folded(*self.conv.window, relu=relu)
+
+    def construct(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if not is_native() or self.training:
+            return self.norm(self.conv(x), residual)
+        scale, shift = self.norm.affine()
+        if self.conv.bias is not None:
+            shift = shift + scale * self.conv.bias
+        if residual is None:
+            return self.folded(x, self.conv.weight, scale, shift)
+        return self.folded(x, self.conv.weight, scale, shift, residual)
+
+
+class MaxPool(nn.Cell):
+    """Max pooling over as many axes as `window` has; padding never wins, an incomplete window at the end is dropped.
+
+    Windows do not overlap unless a `stride` is given.
+    """
+
+    def __init__(self, window: tuple[int, ...], *, stride: Sequence[int] = (), padding: Sequence[int] = ()):
+        super().__init__()
+        self.window, self.stride = window, tuple(stride) or window
+        self.padding = tuple(padding) or (0,) * len(window)
+        if is_native():
+            self.operator = operators.MaxPool(self.window, self.stride, self.padding)
+        elif len(window) == 2 and not any(self.padding):
+            # On the CPU this primitive is three times faster than max_pool3d, and 200 times faster than max_pool2d.
+            self.operator = ops.MaxPool(kernel_size=window, strides=self.stride)
 
     def construct(self, x: Tensor) -> Tensor:
         if is_native():
             return self.operator(x)[0]
-        return self.operator(x) if len(self.window) == 2 else ops.max_pool3d(x, self.window, self.window)
+        if len(self.window) == 3:
+            return ops.max_pool3d(x, self.window, self.stride, self.padding)
+        if any(self.padding):
+            flat = (1, *self.window), (1, *self.stride), (0, *self.padding)
+            return ops.max_pool3d(x.expand_dims(2), *flat).squeeze(2)
+        return self.operator(x)
 
 
 def initialize(model: nn.Cell, seed: int) -> None:

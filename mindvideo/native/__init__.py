@@ -3,14 +3,13 @@
 
     build.py       compiles operators.cc on first use
     operators.cc   the operators
-    operators.py   the cells: Convolution, BatchNorm, FrozenBatchNorm, MaxPool, AvgPool
+    operators.py   the cells: convolutions, batch norms, pooling
 
 MindSpore's own CPU operators call an old oneDNN with fixed layouts and are several times slower. The two
 differ by float32 rounding only. Where the native ones do not load, `available()` is False and `reason()`
 says why; `MINDVIDEO_NATIVE=0` turns them off.
 
-The cells take tensors with the channels last, [B, T, H, W, C], or first, [B, C, T, H, W]. oneDNN's kernels
-run on the former as they lie; the latter cost a copy into and out of most operators.
+The cells take tensors with the channels last, [B, T, H, W, C]: oneDNN's kernels run on them as they lie.
 """
 
 from __future__ import annotations

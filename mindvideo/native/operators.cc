@@ -12,6 +12,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -67,20 +68,21 @@ class Scratch {
   std::vector<std::pair<void*, size_t>> slots_;
 };
 
-// Logical shapes are [N, C, spatial...], as oneDNN has them, whatever the order in memory.
-memory::desc contiguous(const dims& shape) {
-  dims strides(shape.size());
-  int64_t step = 1;
-  for (size_t i = shape.size(); i-- > 0; step *= shape[i]) strides[i] = step;
-  return {shape, kFloat, strides};
-}
-
+// Logical shapes are [N, C, spatial...], as oneDNN has them; in memory the channels are last.
 memory::desc channels_last(const dims& shape) {
   dims strides(shape.size());
   int64_t step = shape[1];
   for (size_t i = shape.size(); i-- > 2; step *= shape[i]) strides[i] = step;
   strides[0] = step;
   strides[1] = 1;
+  return {shape, kFloat, strides};
+}
+
+// Weights and vectors lie as their shape says.
+memory::desc contiguous(const dims& shape) {
+  dims strides(shape.size());
+  int64_t step = 1;
+  for (size_t i = shape.size(); i-- > 0; step *= shape[i]) strides[i] = step;
   return {shape, kFloat, strides};
 }
 
@@ -92,21 +94,19 @@ struct Call {
   int64_t** shapes;
 
   const int64_t* attributes() const { return static_cast<const int64_t*>(data[0]); }
-  bool is_channels_last() const { return attributes()[0] != 0; }
+  float* values(int i) const { return static_cast<float*>(data[i]); }
   int spatial(int i) const { return ranks[i] - 2; }
   dims shape(int i) const { return {shapes[i], shapes[i] + ranks[i]}; }
+  int64_t channels(int i) const { return shapes[i][ranks[i] - 1]; }
+  int64_t rows(int i) const { return std::accumulate(shapes[i], shapes[i] + ranks[i] - 1, int64_t{1}, std::multiplies<>()); }
 
   dims logical(int i) const {
     dims s = shape(i);
-    if (is_channels_last()) {
-      s.insert(s.begin() + 1, s.back());
-      s.pop_back();
-    }
+    s.insert(s.begin() + 1, s.back());
+    s.pop_back();
     return s;
   }
-  memory::desc activation(int i) const {
-    return is_channels_last() ? channels_last(logical(i)) : contiguous(logical(i));
-  }
+  memory::desc activation(int i) const { return channels_last(logical(i)); }
 };
 
 struct Argument {
@@ -150,49 +150,63 @@ primitive_attr user_scratchpad() {
   return attributes;
 }
 
-// attributes: channels_last, groups, relu, stride[], padding[], dilation[]; weight [O, C / groups, kernel...]
+// attributes: groups, relu, stride[], padding[], dilation[]; weight [O, C / groups, kernel...]
 struct Convolution {
   dims src, weights, bias, dst, stride, padding, dilation;
-  bool last, relu;
+  bool relu;
 
   Convolution(const Call& call, int x, int w, int y)
       : src(call.logical(x)), weights(call.shape(w)), bias{weights[0]}, dst(call.logical(y)) {
     const int n = call.spatial(x);
     const int64_t* a = call.attributes();
-    last = a[0] != 0;
-    relu = a[2] != 0;
-    stride.assign(a + 3, a + 3 + n);
-    padding.assign(a + 3 + n, a + 3 + 2 * n);
-    for (int i = 0; i < n; ++i) dilation.push_back(a[3 + 2 * n + i] - 1);  // oneDNN counts the gaps
-    if (const int64_t groups = a[1]; groups > 1) {
+    relu = a[1] != 0;
+    stride.assign(a + 2, a + 2 + n);
+    padding.assign(a + 2 + n, a + 2 + 2 * n);
+    for (int i = 0; i < n; ++i) dilation.push_back(a[2 + 2 * n + i] - 1);  // oneDNN counts the gaps
+    if (const int64_t groups = a[0]; groups > 1) {
       weights[0] /= groups;
       weights.insert(weights.begin(), groups);
     }
   }
 
-  // Channels last the tensors are used as they lie, unless oneDNN has only its reference kernel for that; in that
-  // case, and channels first, it picks its own layouts.
+  // The tensors are used as they lie, unless oneDNN has only its reference kernel for that: then it picks its own
+  // layouts.
   template <class Make>
   auto choose(Make make) const {
-    if (last) {
-      auto pd = make(channels_last(src), channels_last(dst));
-      if (std::strncmp(pd.impl_info_str(), "ref", 3) != 0) return pd;
-    }
+    auto pd = make(channels_last(src), channels_last(dst));
+    if (std::strncmp(pd.impl_info_str(), "ref", 3) != 0) return pd;
     return make(any_layout(src), any_layout(dst));
   }
 
-  convolution_forward::primitive_desc forward(bool biased, prop_kind kind = prop_kind::forward_training) const {
-    primitive_attr attributes = user_scratchpad();
-    if (relu && kind == prop_kind::forward_inference) {
-      post_ops after;
-      after.append_eltwise(algorithm::eltwise_relu, 0.f, 0.f);
-      attributes.set_post_ops(after);
-    }
+  convolution_forward::primitive_desc forward(bool biased) const {
     return choose([&](const memory::desc& x, const memory::desc& y) {
-      return convolution_forward::primitive_desc(cpu(), kind, algorithm::convolution_direct, x, any_layout(weights),
-                                                 biased ? contiguous(bias) : memory::desc(), y, stride, dilation,
-                                                 padding, padding, attributes);
+      return convolution_forward::primitive_desc(cpu(), prop_kind::forward_training, algorithm::convolution_direct, x,
+                                                 any_layout(weights), biased ? contiguous(bias) : memory::desc(), y,
+                                                 stride, dilation, padding, padding, user_scratchpad());
     });
+  }
+
+  // For inference: the result times a scale plus a shift per channel, plus a residual, through a ReLU.
+  convolution_forward::primitive_desc folded(bool residual) const {
+    primitive_attr attributes = user_scratchpad();
+    post_ops after;
+    after.append_binary(algorithm::binary_mul, per_channel());
+    after.append_binary(algorithm::binary_add, per_channel());
+    if (residual) after.append_binary(algorithm::binary_add, any_layout(dst));
+    if (relu) after.append_eltwise(algorithm::eltwise_relu, 0.f, 0.f);
+    attributes.set_post_ops(after);
+    return choose([&](const memory::desc& x, const memory::desc& y) {
+      return convolution_forward::primitive_desc(cpu(), prop_kind::forward_inference, algorithm::convolution_direct, x,
+                                                 any_layout(weights), memory::desc(), y, stride, dilation, padding,
+                                                 padding, attributes);
+    });
+  }
+
+  // A vector [O] as oneDNN broadcasts it over the output.
+  memory::desc per_channel() const {
+    dims shape(dst.size(), 1);
+    shape[1] = dst[1];
+    return contiguous(shape);
   }
 
   convolution_backward_data::primitive_desc backward_data() const {
@@ -213,32 +227,7 @@ struct Convolution {
   }
 };
 
-// attributes: channels_last, relu, frozen (statistics are given), bits of epsilon as float64
-struct BatchNorm {
-  memory::desc layout;
-  normalization_flags flags = normalization_flags::use_scale | normalization_flags::use_shift;
-  float epsilon;
-
-  // The kernels for channels first are slow: those tensors are reordered.
-  BatchNorm(const dims& src, const int64_t* a) : layout(channels_last(src)) {
-    if (a[1]) flags = flags | normalization_flags::fuse_norm_relu;
-    if (a[2]) flags = flags | normalization_flags::use_global_stats;
-    double value;
-    std::memcpy(&value, a + 3, sizeof value);
-    epsilon = static_cast<float>(value);
-  }
-
-  // The statistics always come from outside: from the caller, or from `channel_statistics`.
-  batch_normalization_forward::primitive_desc forward() const {
-    const auto given = flags | normalization_flags::use_global_stats;
-    return {cpu(), prop_kind::forward_training, layout, layout, epsilon, given, user_scratchpad()};
-  }
-  batch_normalization_backward::primitive_desc backward() const {
-    return {cpu(), prop_kind::backward, layout, layout, layout, epsilon, flags, forward(), user_scratchpad()};
-  }
-};
-
-// attributes: channels_last, count_include_pad, kernel[], stride[], padding[]
+// attributes: count_include_pad, kernel[], stride[], padding[]
 struct Pooling {
   memory::desc src, dst;
   dims kernel, stride, padding, dilation;
@@ -246,10 +235,10 @@ struct Pooling {
 
   Pooling(const memory::desc& x, const memory::desc& y, const int64_t* a) : src(x), dst(y) {
     const int n = x.get_ndims() - 2;
-    average = a[1] ? algorithm::pooling_avg_include_padding : algorithm::pooling_avg_exclude_padding;
-    kernel.assign(a + 2, a + 2 + n);
-    stride.assign(a + 2 + n, a + 2 + 2 * n);
-    padding.assign(a + 2 + 2 * n, a + 2 + 3 * n);
+    average = a[0] ? algorithm::pooling_avg_include_padding : algorithm::pooling_avg_exclude_padding;
+    kernel.assign(a + 1, a + 1 + n);
+    stride.assign(a + 1 + n, a + 1 + 2 * n);
+    padding.assign(a + 1 + 2 * n, a + 1 + 3 * n);
     dilation.assign(n, 0);
   }
 
@@ -268,8 +257,20 @@ void conv(const Call& c, bool biased) {
   std::vector<Argument> inputs = {{DNNL_ARG_SRC, c.activation(1), c.data[1]},
                                   {DNNL_ARG_WEIGHTS, contiguous(problem.weights), c.data[2]}};
   if (biased) inputs.push_back({DNNL_ARG_BIAS, contiguous(problem.bias), c.data[3]});
-  const auto kind = problem.relu ? prop_kind::forward_inference : prop_kind::forward_training;
-  run(problem.forward(biased, kind), inputs, {{DNNL_ARG_DST, c.activation(y), c.data[y]}});
+  run(problem.forward(biased), inputs, {{DNNL_ARG_DST, c.activation(y), c.data[y]}});
+}
+
+// inputs: attributes, x, weight, scale, shift [, residual]; outputs: y
+void conv_folded(const Call& c, bool residual) {
+  const int y = residual ? 6 : 5;
+  const Convolution problem(c, 1, 2, y);
+  const auto after = [](int i) { return DNNL_ARG_ATTR_MULTIPLE_POST_OP(i) | DNNL_ARG_SRC_1; };
+  std::vector<Argument> inputs = {{DNNL_ARG_SRC, c.activation(1), c.data[1]},
+                                  {DNNL_ARG_WEIGHTS, contiguous(problem.weights), c.data[2]},
+                                  {after(0), problem.per_channel(), c.data[3]},
+                                  {after(1), problem.per_channel(), c.data[4]}};
+  if (residual) inputs.push_back({after(2), c.activation(5), c.data[5]});
+  run(problem.folded(residual), inputs, {{DNNL_ARG_DST, c.activation(y), c.data[y]}});
 }
 
 void conv_grad_input(const Call& c) {
@@ -287,79 +288,163 @@ void conv_grad_weight(const Call& c, bool biased) {
       {{DNNL_ARG_SRC, c.activation(1), c.data[1]}, {DNNL_ARG_DIFF_DST, c.activation(3), c.data[3]}}, outputs);
 }
 
-// Adds up `term(value, channel)` over everything but the channels, in double precision: oneDNN's own float32 sums over
-// a million values are off by 1e-5. The blocks do not depend on the number of threads, so neither does the result.
-template <typename Term>
-std::vector<double> channel_sums(const Call& c, int x, const Term& term) {
-  const dims shape = c.logical(x);
-  const int64_t channels = shape[1], last = c.is_channels_last();
-  const int64_t extent = std::accumulate(shape.begin() + 2, shape.end(), int64_t{1}, std::multiplies<>());
-  const auto* values = static_cast<const float*>(c.data[x]);
-  constexpr int64_t kRows = 1024;
-  const int64_t rows = shape[0] * extent, blocks = last ? (rows + kRows - 1) / kRows : shape[0];
-  std::vector<double> partial(blocks * channels, 0.0), sums(channels, 0.0);
+// Batch norm is ours: oneDNN's sums its float32 statistics in float32, which is off by 1e-5 over a million values, and
+// knows no residual. Tensors are [rows, channels]. Sums are taken in double precision over blocks of rows that do not
+// depend on the number of threads, so neither does the result.
+#define VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default"), noinline))
+
+struct Block {
+  int64_t first, rows;
+};
+
+std::vector<Block> blocks_of(int64_t rows, int64_t channels) {
+  const int64_t height = std::max<int64_t>(1, (1 << 16) / channels);
+  std::vector<Block> blocks;
+  for (int64_t first = 0; first < rows; first += height) blocks.push_back({first, std::min(height, rows - first)});
+  return blocks;
+}
+
+// Two sums per channel: `add(block, a, b)` adds a block's terms to a[channels] and b[channels].
+template <class Add>
+std::pair<std::vector<double>, std::vector<double>> channel_sums(int64_t rows, int64_t channels, const Add& add) {
+  const auto blocks = blocks_of(rows, channels);
+  const int64_t count = blocks.size();
+  std::vector<double> partial(2 * count * channels, 0.0), a(channels, 0.0), b(channels, 0.0);
 #pragma omp parallel for
-  for (int64_t block = 0; block < blocks; ++block) {
-    double* sum = &partial[block * channels];
-    if (last) {
-      for (int64_t row = block * kRows; row < std::min(rows, (block + 1) * kRows); ++row)
-        for (int64_t i = 0; i < channels; ++i) sum[i] += term(values[row * channels + i], i);
-    } else {
-      for (int64_t i = 0; i < channels; ++i)
-        for (int64_t j = 0; j < extent; ++j) sum[i] += term(values[(block * channels + i) * extent + j], i);
+  for (int64_t i = 0; i < count; ++i) add(blocks[i], &partial[2 * i * channels], &partial[(2 * i + 1) * channels]);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < channels; ++c) {
+      a[c] += partial[2 * i * channels + c];
+      b[c] += partial[(2 * i + 1) * channels + c];
+    }
+  return {std::move(a), std::move(b)};
+}
+
+template <class Body>
+void each_block(int64_t rows, int64_t channels, const Body& body) {
+  const auto blocks = blocks_of(rows, channels);
+  const int64_t count = blocks.size();
+#pragma omp parallel for
+  for (int64_t i = 0; i < count; ++i) body(blocks[i]);
+}
+
+VECTORIZED void add_moments(const float* x, int64_t rows, int64_t channels, double* sum, double* square) {
+  for (int64_t r = 0; r < rows; ++r, x += channels)
+    for (int64_t c = 0; c < channels; ++c) {
+      const double value = x[c];
+      sum[c] += value;
+      square[c] += value * value;
+    }
+}
+
+// The kernels below take rows of x, y and so on; `relu` and `residual` are settled outside the loops by the compiler.
+struct Channels {
+  const float *mean, *slope, *shift;
+};
+
+VECTORIZED void normalize(const float* x, const float* residual, int64_t rows, int64_t channels, const Channels& of,
+                          bool relu, float* y) {
+  const float *mean = of.mean, *slope = of.slope, *shift = of.shift;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = r * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      float value = (x[at + c] - mean[c]) * slope[c] + shift[c];
+      if (residual) value += residual[at + c];
+      y[at + c] = relu ? (value < 0 ? 0 : value) : value;
     }
   }
-  for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t i = 0; i < channels; ++i) sums[i] += partial[block * channels + i];
-  return sums;
 }
 
-void channel_statistics(const Call& c, int x, int mean, int variance) {
-  const dims shape = c.logical(x);
-  const double count = std::accumulate(shape.begin(), shape.end(), 1.0, std::multiplies<>()) / shape[1];
-  auto means = channel_sums(c, x, [](float value, int64_t) { return double(value); });
-  for (double& value : means) value /= count;
-  const auto squares = channel_sums(c, x, [&](float value, int64_t i) {
-    const double off = value - means[i];
-    return off * off;
-  });
-  for (int64_t i = 0; i < shape[1]; ++i) {
-    static_cast<float*>(c.data[mean])[i] = float(means[i]);
-    static_cast<float*>(c.data[variance])[i] = float(squares[i] / count);
+// Sums of dy and of dy (x - mean), where the ReLU let it through.
+VECTORIZED void add_gradient_moments(const float* x, const float* y, const float* dy, int64_t rows, int64_t channels,
+                                     const float* mean, bool relu, double* sum, double* product) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = r * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double slope = relu && !(y[at + c] > 0) ? 0 : dy[at + c];
+      sum[c] += slope;
+      product[c] += slope * (double(x[at + c]) - mean[c]);
+    }
   }
 }
 
-// inputs: attributes, x, scale, shift [, mean, variance]; outputs: y [, mean, variance], workspace
-void batch_norm(const Call& c, bool frozen) {
-  const auto pd = BatchNorm(c.logical(1), c.attributes()).forward();
-  const memory::desc channel = contiguous(c.shape(2));
-  const int y = frozen ? 6 : 4, mean = frozen ? 4 : 5;
-  if (!frozen) channel_statistics(c, 1, mean, mean + 1);
-  const std::vector<Argument> inputs = {{DNNL_ARG_SRC, c.activation(1), c.data[1]},
-                                        {DNNL_ARG_SCALE, channel, c.data[2]},
-                                        {DNNL_ARG_SHIFT, channel, c.data[3]},
-                                        {DNNL_ARG_MEAN, channel, c.data[mean]},
-                                        {DNNL_ARG_VARIANCE, channel, c.data[mean + 1]}};
-  std::vector<Argument> outputs = {{DNNL_ARG_DST, c.activation(y), c.data[y]}};
-  if (pd.workspace_desc().get_size() > 0)
-    outputs.push_back({DNNL_ARG_WORKSPACE, pd.workspace_desc(), c.data[7]});
-  run(pd, inputs, outputs);
+// dx = dy * slope + (x - mean) * pull + shift, where dy is what the ReLU let through: the gradient of the residual.
+VECTORIZED void spread_gradient(const float* x, const float* y, const float* dy, int64_t rows, int64_t channels,
+                                const Channels& of, const float* pull, bool relu, float* dx, float* dresidual) {
+  const float *mean = of.mean, *slope = of.slope, *shift = of.shift;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = r * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float through = relu && !(y[at + c] > 0) ? 0 : dy[at + c];
+      dx[at + c] = through * slope[c] + (x[at + c] - mean[c]) * pull[c] + shift[c];
+      if (dresidual) dresidual[at + c] = through;
+    }
+  }
 }
 
-// inputs: attributes, x, scale, mean, variance, workspace, dy; outputs: dx, dscale, dshift
-void batch_norm_grad(const Call& c) {
-  const auto pd = BatchNorm(c.logical(1), c.attributes()).backward();
-  const memory::desc channel = contiguous(c.shape(2));
-  std::vector<Argument> inputs = {{DNNL_ARG_SRC, c.activation(1), c.data[1]},
-                                  {DNNL_ARG_SCALE, channel, c.data[2]},
-                                  {DNNL_ARG_MEAN, channel, c.data[3]},
-                                  {DNNL_ARG_VARIANCE, channel, c.data[4]},
-                                  {DNNL_ARG_DIFF_DST, c.activation(6), c.data[6]}};
-  if (pd.workspace_desc().get_size() > 0) inputs.push_back({DNNL_ARG_WORKSPACE, pd.workspace_desc(), c.data[5]});
-  run(pd, inputs,
-      {{DNNL_ARG_DIFF_SRC, c.activation(7), c.data[7]},
-       {DNNL_ARG_DIFF_SCALE, channel, c.data[8]},
-       {DNNL_ARG_DIFF_SHIFT, channel, c.data[9]}});
+// attributes: relu, frozen (statistics are given), bits of epsilon as float64
+struct BatchNorm {
+  bool relu, frozen;
+  double epsilon;
+
+  explicit BatchNorm(const Call& c) : relu(c.attributes()[0] != 0), frozen(c.attributes()[1] != 0) {
+    std::memcpy(&epsilon, c.attributes() + 2, sizeof epsilon);
+  }
+  double deviation(float variance) const { return std::sqrt(variance + epsilon); }
+};
+
+// inputs: attributes, x, scale, shift [, mean, variance | , residual]; outputs: y [, mean, variance]
+void batch_norm(const Call& c, bool has_residual) {
+  const BatchNorm norm(c);
+  const int64_t rows = c.rows(1), channels = c.channels(1);
+  const float *x = c.values(1), *residual = has_residual ? c.values(4) : nullptr;
+  const int target = norm.frozen ? 6 : has_residual ? 5 : 4;
+  float *mean = c.values(norm.frozen ? 4 : target + 1), *variance = c.values(norm.frozen ? 5 : target + 2);
+  if (!norm.frozen) {
+    const auto [sum, square] = channel_sums(rows, channels, [&](const Block& block, double* a, double* b) {
+      add_moments(x + block.first * channels, block.rows, channels, a, b);
+    });
+    for (int64_t i = 0; i < channels; ++i) {
+      const double middle = sum[i] / rows;
+      mean[i] = float(middle);
+      variance[i] = float(std::max(0.0, square[i] / rows - middle * middle));
+    }
+  }
+  std::vector<float> slope(channels);
+  for (int64_t i = 0; i < channels; ++i) slope[i] = float(c.values(2)[i] / norm.deviation(variance[i]));
+  const Channels of{mean, slope.data(), c.values(3)};
+  each_block(rows, channels, [&](const Block& block) {
+    const int64_t at = block.first * channels;
+    normalize(x + at, residual ? residual + at : nullptr, block.rows, channels, of, norm.relu, c.values(target) + at);
+  });
+}
+
+// inputs: attributes, x, scale, mean, variance, y, dy; outputs: dx, dscale, dshift [, dresidual]
+void batch_norm_grad(const Call& c, bool has_residual) {
+  const BatchNorm norm(c);
+  const int64_t rows = c.rows(1), channels = c.channels(1);
+  const float *x = c.values(1), *mean = c.values(3), *y = c.values(5), *dy = c.values(6);
+  float *dx = c.values(7), *dresidual = has_residual ? c.values(10) : nullptr;
+  const auto [sum, product] = channel_sums(rows, channels, [&](const Block& block, double* a, double* b) {
+    const int64_t at = block.first * channels;
+    add_gradient_moments(x + at, y + at, dy + at, block.rows, channels, mean, norm.relu, a, b);
+  });
+  std::vector<float> slope(channels), pull(channels, 0), shift(channels, 0);
+  for (int64_t i = 0; i < channels; ++i) {
+    const double deviation = norm.deviation(c.values(4)[i]);
+    slope[i] = float(c.values(2)[i] / deviation);
+    c.values(8)[i] = float(product[i] / deviation);
+    c.values(9)[i] = float(sum[i]);
+    if (norm.frozen) continue;  // the batch does not move the statistics
+    shift[i] = float(-slope[i] * sum[i] / rows);
+    pull[i] = float(-slope[i] * product[i] / rows / (deviation * deviation));
+  }
+  const Channels of{mean, slope.data(), shift.data()};
+  each_block(rows, channels, [&](const Block& block) {
+    const int64_t at = block.first * channels;
+    spread_gradient(x + at, y + at, dy + at, block.rows, channels, of, pull.data(), norm.relu, dx + at,
+                    dresidual ? dresidual + at : nullptr);
+  });
 }
 
 // inputs: attributes, x; outputs: y, workspace
@@ -416,12 +501,15 @@ std::string describe(int count, const int* ranks, int64_t** shapes) {
 
 MINDVIDEO_OPERATOR(conv, conv(call, false))
 MINDVIDEO_OPERATOR(conv_bias, conv(call, true))
+MINDVIDEO_OPERATOR(conv_folded, conv_folded(call, false))
+MINDVIDEO_OPERATOR(conv_folded_add, conv_folded(call, true))
 MINDVIDEO_OPERATOR(conv_grad_input, conv_grad_input(call))
 MINDVIDEO_OPERATOR(conv_grad_weight, conv_grad_weight(call, false))
 MINDVIDEO_OPERATOR(conv_grad_weight_bias, conv_grad_weight(call, true))
 MINDVIDEO_OPERATOR(batch_norm, batch_norm(call, false))
-MINDVIDEO_OPERATOR(batch_norm_frozen, batch_norm(call, true))
-MINDVIDEO_OPERATOR(batch_norm_grad, batch_norm_grad(call))
+MINDVIDEO_OPERATOR(batch_norm_add, batch_norm(call, true))
+MINDVIDEO_OPERATOR(batch_norm_grad, batch_norm_grad(call, false))
+MINDVIDEO_OPERATOR(batch_norm_add_grad, batch_norm_grad(call, true))
 MINDVIDEO_OPERATOR(max_pool, max_pool(call))
 MINDVIDEO_OPERATOR(max_pool_grad, max_pool_grad(call))
 MINDVIDEO_OPERATOR(avg_pool, avg_pool(call))
@@ -429,17 +517,9 @@ MINDVIDEO_OPERATOR(avg_pool_grad, avg_pool_grad(call))
 
 // Bytes that the forward pass leaves for the backward pass; MindSpore asks while it infers shapes. -1: no such
 // operator for this shape, and the call itself will say why. x and y are logical shapes.
-extern "C" __attribute__((visibility("default"))) int64_t mindvideo_batch_norm_workspace(
-    int rank, const int64_t* x, const int64_t* attributes) try {
-  return BatchNorm({x, x + rank}, attributes).forward().workspace_desc().get_size();
-} catch (const std::exception&) {
-  return -1;
-}
-
 extern "C" __attribute__((visibility("default"))) int64_t mindvideo_max_pool_workspace(
     int rank, const int64_t* x, const int64_t* y, const int64_t* attributes) try {
-  const auto layout = attributes[0] ? channels_last : contiguous;
-  const Pooling problem(layout({x, x + rank}), layout({y, y + rank}), attributes);
+  const Pooling problem(channels_last({x, x + rank}), channels_last({y, y + rank}), attributes);
   return problem.forward(algorithm::pooling_max).workspace_desc().get_size();
 } catch (const std::exception&) {
   return -1;

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native operators as MindSpore cells without parameters, for graph mode and PyNative, float32 only.
 
-Activations are [B, S..., C], where S are the spatial extents (H, W or T, H, W), or [B, C, S...] with
-`channels_last=False`. A kernel, stride, padding or dilation has one number per spatial extent; padding is the
-same on both sides. Weights are [O, C / groups, kernel...] in either case, as everywhere in MindSpore.
+Activations have the channels last: [B, S..., C], where S are the spatial extents (H, W or T, H, W), since oneDNN's
+kernels run on that as it lies. A kernel, stride, padding or dilation has one number per spatial extent; padding is the
+same on both sides. Weights are [O, C / groups, kernel...], as everywhere in MindSpore.
 
 Wrong shapes raise ValueError and wrong types TypeError while MindSpore infers shapes; a failure of oneDNN
 itself raises RuntimeError with the operator and its shapes.
@@ -34,7 +34,6 @@ def _library() -> ctypes.CDLL:
     # MindSpore hands a graph to a second thread and waits for it in an empty loop, which takes a core away
     # from the operators. With this it runs the graph in the calling thread. It is read at the first graph.
     library = ctypes.CDLL(native.load()[0])
-    library.mindvideo_batch_norm_workspace.restype = ctypes.c_int64
     library.mindvideo_max_pool_workspace.restype = ctypes.c_int64
     return library
 
@@ -67,19 +66,6 @@ def _tensor(attributes: list[int]) -> Tensor:
     return Tensor(np.array(attributes, np.int64))
 
 
-def _logical(shape: Shape, channels_last: bool) -> list[int]:
-    """[B, C, S...] of a shape that may have its channels last."""
-    return [shape[0], shape[-1], *shape[1:-1]] if channels_last else list(shape)
-
-
-def _physical(shape: Shape, channels_last: bool) -> list[int]:
-    return [shape[0], *shape[2:], shape[1]] if channels_last else list(shape)
-
-
-def _named(shape: Shape, channels_last: bool) -> str:
-    return f"input {list(shape)} with channels {'last' if channels_last else 'first'}"
-
-
 def _check(**window: tuple[int, ...]) -> None:
     """Raise ValueError unless each of kernel, stride... gives one sensible number per spatial extent."""
     extents = len(window["stride"])
@@ -102,7 +88,6 @@ class _Convolution(nn.Cell):
     """What convolutions with and without bias share.
 
     Args:
-        relu: apply a ReLU, for inference with folded batch norm; in training the batch norm does it.
         input_grad: False where the input is data: its gradient is then zero and costs nothing.
     """
 
@@ -115,23 +100,21 @@ class _Convolution(nn.Cell):
         groups: int = 1,
         relu: bool = False,
         input_grad: bool = True,
-        channels_last: bool = True,
     ):
         super().__init__()
         _check(stride=stride, padding=padding, dilation=dilation)
         self.relu, self.input_grad = relu, input_grad
 
-        def output(x: Shape, weight: Shape, *bias: Shape) -> list[int]:
-            batch, channels, *extents = _logical(x, channels_last)
-            fits = len(x) == len(weight) == len(stride) + 2 and channels == weight[1] * groups
-            if not fits or weight[0] % groups or any(list(b) != [weight[0]] for b in bias):
+        def output(x: Shape, weight: Shape, *vectors: Shape) -> list[int]:
+            fits = len(x) == len(weight) == len(stride) + 2 and x[-1] == weight[1] * groups
+            if not fits or weight[0] % groups or any(list(v) != [weight[0]] for v in vectors):
                 raise ValueError(
-                    f"{_named(x, channels_last)} does not fit a convolution with weight and bias "
-                    f"{[list(w) for w in (weight, *bias)]}, stride {stride} and {groups} group(s)"
+                    f"input {list(x)} does not fit a convolution with weight and vectors "
+                    f"{[list(w) for w in (weight, *vectors)]}, stride {stride} and {groups} group(s)"
                 )
-            return _physical([batch, weight[0], *_slid(extents, weight[2:], stride, padding, dilation)], channels_last)
+            return [x[0], *_slid(x[1:-1], weight[2:], stride, padding, dilation), weight[0]]
 
-        self.parameters = [int(channels_last), groups, int(relu), *stride, *padding, *dilation]
+        self.parameters = [groups, int(relu), *stride, *padding, *dilation]
         self.attributes = _tensor(self.parameters)
         self.output = output
         self.grad_input = _operator("conv_grad_input", self.parameters, lambda x, w, dy: x)
@@ -139,9 +122,6 @@ class _Convolution(nn.Cell):
     def backward_input(self, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
         """The input's gradient, by its own operator: a compiled graph drops it where nobody uses it."""
         return self.grad_input(self.attributes, x, weight, dy) if self.input_grad else ops.zeros_like(x)
-
-    def through_relu(self, y: Tensor, dy: Tensor) -> Tensor:
-        return ops.mul(dy, ops.cast(ops.greater(y, 0), ms.float32)) if self.relu else dy
 
 
 class Convolution(_Convolution):
@@ -156,7 +136,6 @@ class Convolution(_Convolution):
         return self.forward(self.attributes, x, weight)
 
     def bprop(self, x, weight, y, dy):
-        dy = self.through_relu(y, dy)
         return self.backward_input(x, weight, dy), self.grad_weight(self.attributes, x, weight, dy)
 
 
@@ -172,82 +151,170 @@ class BiasedConvolution(_Convolution):
         return self.forward(self.attributes, x, weight, bias)
 
     def bprop(self, x, weight, bias, y, dy):
-        dy = self.through_relu(y, dy)
         dweight, dbias = self.grad_weight(self.attributes, x, weight, dy)
         return self.backward_input(x, weight, dy), dweight, dbias
 
 
+class _Folded(_Convolution):
+    """What folded convolutions with and without residual share: the gradients."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        groups, relu, *window = self.parameters
+        self.relu = bool(relu)
+        plain = [groups, 0, *window]
+        self.convolve = _operator("conv", plain, self.output)
+        self.grad_weight = _operator("conv_grad_weight", plain, lambda x, w, dy: w)
+
+    def through_relu(self, y: Tensor, dy: Tensor) -> Tensor:
+        return ops.mul(dy, ops.cast(ops.greater(y, 0), ms.float32)) if self.relu else dy
+
+    def gradients(self, x: Tensor, weight: Tensor, scale: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+        """Of x, weight, scale and shift; that of the scale needs the convolution once more."""
+        inner, positions = dy * scale, tuple(range(dy.ndim - 1))
+        convolved = self.convolve(self.attributes, x, weight)
+        return (
+            self.backward_input(x, weight, inner),
+            self.grad_weight(self.attributes, x, weight, inner),
+            (dy * convolved).sum(axis=positions),
+            dy.sum(axis=positions),
+        )
+
+
+class FoldedConvolution(_Folded):
+    """Convolution of x, times a scale [O] plus a shift [O], then an optional ReLU: with a batch norm folded in.
+
+    For inference; it has gradients all the same, for attacks and for training with frozen statistics.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.forward = _operator("conv_folded", self.parameters, self.output)
+
+    def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return self.forward(self.attributes, x, weight, scale, shift)
+
+    def bprop(self, x, weight, scale, shift, y, dy):
+        return self.gradients(x, weight, scale, self.through_relu(y, dy))
+
+
+class FoldedResidual(_Folded):
+    """The same with a residual of the output's shape added before the ReLU: the end of a ResNet block."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+        def output(x: Shape, weight: Shape, scale: Shape, shift: Shape, residual: Shape) -> list[int]:
+            shape = self.output(x, weight, scale, shift)
+            if list(residual) != list(shape):
+                raise ValueError(f"residual {list(residual)} is not of the convolution's output shape {list(shape)}")
+            return shape
+
+        self.forward = _operator("conv_folded_add", self.parameters, output)
+
+    def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
+        return self.forward(self.attributes, x, weight, scale, shift, residual)
+
+    def bprop(self, x, weight, scale, shift, residual, y, dy):
+        dy = self.through_relu(y, dy)
+        return (*self.gradients(x, weight, scale, dy), dy)
+
+
 class _BatchNorm(nn.Cell):
-    """What training and frozen statistics share: the operators and the gradient."""
+    """What all batch norms share."""
 
-    def __init__(self, frozen: bool, epsilon: float, relu: bool, channels_last: bool):
+    def __init__(self, epsilon: float, *, relu: bool, frozen: bool):
         super().__init__()
-        attributes = [int(channels_last), int(relu), int(frozen), int(np.float64(epsilon).view(np.int64))]
-        values = (ctypes.c_int64 * len(attributes))(*attributes)
+        self.parameters = [int(relu), int(frozen), int(np.float64(epsilon).view(np.int64))]
+        self.attributes = _tensor(self.parameters)
 
-        def outputs(x: Shape, scale: Shape, *vectors: Shape) -> tuple[Shape, ...]:
-            logical = _logical(x, channels_last)
-            if len(x) < 3 or any(list(v) != logical[1:2] for v in (scale, *vectors)):
-                raise ValueError(
-                    f"{_named(x, channels_last)} does not fit a batch norm with parameters and statistics "
-                    f"{[list(v) for v in (scale, *vectors)]}"
-                )
-            shape = (ctypes.c_int64 * len(x))(*logical)
-            workspace = [max(1, _library().mindvideo_batch_norm_workspace(len(x), shape, values))]
-            return (x, workspace) if frozen else (x, scale, scale, workspace)
-
-        self.attributes = _tensor(attributes)
-        name, letters = ("batch_norm_frozen", "fb") if frozen else ("batch_norm", "fffb")
-        self.forward = _operator(name, attributes, outputs, letters)
-        self.gradient = _operator("batch_norm_grad", attributes, lambda x, scale, *_: (x, scale, scale), "fff")
+    @staticmethod
+    def check(x: Shape, *vectors: Shape) -> None:
+        if len(x) < 2 or any(list(v) != [x[-1]] for v in vectors):
+            raise ValueError(
+                f"input {list(x)} does not fit a batch norm with parameters and statistics {[list(v) for v in vectors]}"
+            )
 
 
 class BatchNorm(_BatchNorm):
     """Batch norm with the batch's own statistics, with an optional ReLU.
 
-    Returns the output, the mean [C], the biased variance [C] and a workspace of bytes for the gradient. The
-    mean and variance are for the running statistics: no gradient flows back through them.
+    Returns the output, the mean [C] and the biased variance [C]. These two are for the running statistics: no gradient
+    flows back through them.
     """
 
-    def __init__(self, epsilon: float, *, relu: bool = False, channels_last: bool = True):
-        super().__init__(False, epsilon, relu, channels_last)
+    def __init__(self, epsilon: float, *, relu: bool = False):
+        super().__init__(epsilon, relu=relu, frozen=False)
 
-    def construct(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        def outputs(x: Shape, scale: Shape, shift: Shape) -> tuple[Shape, Shape, Shape]:
+            self.check(x, scale, shift)
+            return x, scale, scale
+
+        self.forward = _operator("batch_norm", self.parameters, outputs, "fff")
+        self.gradient = _operator("batch_norm_grad", self.parameters, lambda x, scale, *_: (x, scale, scale), "fff")
+
+    def construct(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.forward(self.attributes, x, scale, shift)
 
     def bprop(self, x, scale, shift, out, dout):
-        return self.gradient(self.attributes, x, scale, out[1], out[2], out[3], dout[0])
+        return self.gradient(self.attributes, x, scale, out[1], out[2], out[0], dout[0])
+
+
+class ResidualBatchNorm(_BatchNorm):
+    """The same with a residual of the input's shape added before the ReLU: the end of a ResNet block."""
+
+    def __init__(self, epsilon: float, *, relu: bool = False):
+        super().__init__(epsilon, relu=relu, frozen=False)
+
+        def outputs(x: Shape, scale: Shape, shift: Shape, residual: Shape) -> tuple[Shape, Shape, Shape]:
+            self.check(x, scale, shift)
+            if list(residual) != list(x):
+                raise ValueError(f"residual {list(residual)} is not of the batch norm's shape {list(x)}")
+            return x, scale, scale
+
+        self.forward = _operator("batch_norm_add", self.parameters, outputs, "fff")
+        self.gradient = _operator(
+            "batch_norm_add_grad", self.parameters, lambda x, scale, *_: (x, scale, scale, x), "ffff"
+        )
+
+    def construct(self, x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.forward(self.attributes, x, scale, shift, residual)
+
+    def bprop(self, x, scale, shift, residual, out, dout):
+        return self.gradient(self.attributes, x, scale, out[1], out[2], out[0], dout[0])
 
 
 class FrozenBatchNorm(_BatchNorm):
     """Batch norm with given statistics, for inference and fine-tuning, with an optional ReLU.
 
-    Returns the output and a workspace of bytes for the gradient. The statistics receive zero gradients.
+    The statistics receive zero gradients.
     """
 
-    def __init__(self, epsilon: float, *, relu: bool = False, channels_last: bool = True):
-        super().__init__(True, epsilon, relu, channels_last)
+    def __init__(self, epsilon: float, *, relu: bool = False):
+        super().__init__(epsilon, relu=relu, frozen=True)
 
-    def construct(
-        self, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        def output(x: Shape, *vectors: Shape) -> Shape:
+            self.check(x, *vectors)
+            return x
+
+        self.forward = _operator("batch_norm", self.parameters, output)
+        self.gradient = _operator("batch_norm_grad", self.parameters, lambda x, scale, *_: (x, scale, scale), "fff")
+
+    def construct(self, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return self.forward(self.attributes, x, scale, shift, mean, variance)
 
-    def bprop(self, x, scale, shift, mean, variance, out, dout):
-        dx, dscale, dshift = self.gradient(self.attributes, x, scale, mean, variance, out[1], dout[0])
+    def bprop(self, x, scale, shift, mean, variance, y, dy):
+        dx, dscale, dshift = self.gradient(self.attributes, x, scale, mean, variance, y, dy)
         return dx, dscale, dshift, ops.zeros_like(mean), ops.zeros_like(variance)
 
 
-def _pooled(
-    kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], channels_last: bool
-) -> Callable[[Shape], list[int]]:
+def _pooled(kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Callable[[Shape], list[int]]:
     """The function from input to output shape of a pooling."""
 
     def output(x: Shape) -> list[int]:
         if len(x) != len(kernel) + 2:
-            raise ValueError(f"{_named(x, channels_last)} does not fit a pooling over {len(kernel)} extents")
-        batch, channels, *extents = _logical(x, channels_last)
-        return _physical([batch, channels, *_slid(extents, kernel, stride, padding, [1] * len(kernel))], channels_last)
+            raise ValueError(f"input {list(x)} does not fit a pooling over {len(kernel)} extents")
+        return [x[0], *_slid(x[1:-1], kernel, stride, padding, [1] * len(kernel)), x[-1]]
 
     _check(kernel=kernel, stride=stride, padding=padding)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
@@ -258,22 +325,15 @@ def _pooled(
 class MaxPool(nn.Cell):
     """Max pooling; padding never wins. Returns the output and a workspace of bytes for the gradient."""
 
-    def __init__(
-        self,
-        kernel: tuple[int, ...],
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        *,
-        channels_last: bool = True,
-    ):
+    def __init__(self, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]):
         super().__init__()
-        attributes = [int(channels_last), 0, *kernel, *stride, *padding]
+        attributes = [0, *kernel, *stride, *padding]
         values = (ctypes.c_int64 * len(attributes))(*attributes)
-        pooled = _pooled(kernel, stride, padding, channels_last)
+        pooled = _pooled(kernel, stride, padding)
 
         def outputs(x: Shape) -> tuple[Shape, Shape]:
             y = pooled(x)
-            source, target = ((ctypes.c_int64 * len(x))(*_logical(shape, channels_last)) for shape in (x, y))
+            source, target = ((ctypes.c_int64 * len(x))(s[0], s[-1], *s[1:-1]) for s in (x, y))
             return y, [max(1, _library().mindvideo_max_pool_workspace(len(x), source, target, values))]
 
         self.attributes = _tensor(attributes)
@@ -297,12 +357,11 @@ class AvgPool(nn.Cell):
         padding: tuple[int, ...],
         *,
         count_include_pad: bool = True,
-        channels_last: bool = True,
     ):
         super().__init__()
-        attributes = [int(channels_last), int(count_include_pad), *kernel, *stride, *padding]
+        attributes = [int(count_include_pad), *kernel, *stride, *padding]
         self.attributes = _tensor(attributes)
-        self.forward = _operator("avg_pool", attributes, _pooled(kernel, stride, padding, channels_last))
+        self.forward = _operator("avg_pool", attributes, _pooled(kernel, stride, padding))
         self.gradient = _operator("avg_pool_grad", attributes, lambda x, dy: x)
 
     def construct(self, x: Tensor) -> Tensor:
