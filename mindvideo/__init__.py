@@ -46,4 +46,7 @@ def _guard_cpu_kernels() -> None:
 # MindSpore's warnings are for its own developers (a GPU it looked for, a class of its own that is deprecated); its
 # errors still show. It reads this when it loads.
 os.environ.setdefault("GLOG_v", "3")
+# OpenMP's threads spin while they wait for one another. Where data workers need the cores too, that makes a training
+# step six times as long; sleeping costs nothing that can be measured. libgomp reads this when it loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _guard_cpu_kernels()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 
@@ -31,8 +32,15 @@ def use_device(name: str = "auto") -> str:
     if name in ("gpu", "ascend"):
         raise InputError(f"device {name!r} is not available on this machine; use `device: cpu` or `auto`.")
     ms.set_device("CPU")
+    _run_one_operator_at_a_time()
     _free_the_main_thread()
     return "cpu"
+
+
+@functools.cache  # MindSpore takes it once
+def _run_one_operator_at_a_time() -> None:
+    """Each operator has a thread for every core; two at once would get in each other's way."""
+    ms.runtime.dispatch_threads_num(1)
 
 
 def _free_the_main_thread() -> None:

@@ -12,20 +12,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn
 
-from mindvideo.models.layers import BatchNormReLU, MaxPool, conv3d, enter, leave
-
-
-class ConvBlock3d(nn.Cell):
-    """3x3x3 convolution, BatchNorm, ReLU and, if `pool` > 1, max pooling."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, pool: int, momentum: float):
-        super().__init__()
-        self.conv = conv3d(in_channels, out_channels, 3, padding=1)
-        self.norm = BatchNormReLU(out_channels, momentum=momentum)
-        self.pool = MaxPool((pool, pool, pool)) if pool > 1 else nn.Identity()
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.pool(self.norm(self.conv(x)))
+from mindvideo.models.layers import ConvNorm, MaxPool, enter, leave
 
 
 class Conv4Encoder(nn.Cell):
@@ -34,10 +21,19 @@ class Conv4Encoder(nn.Cell):
     def __init__(self, *, width: int = 64, momentum: float = 0.1):
         super().__init__()
         self.num_features = width
-        self.block1 = ConvBlock3d(3, width, pool=2, momentum=momentum)
-        self.block2 = ConvBlock3d(width, width, pool=2, momentum=momentum)
-        self.block3 = ConvBlock3d(width, width, pool=1, momentum=momentum)
-        self.block4 = ConvBlock3d(width, width, pool=1, momentum=momentum)
+        self.block1 = _block(3, width, momentum)
+        self.block2 = _block(width, width, momentum)
+        self.block3 = _block(width, width, momentum)
+        self.block4 = _block(width, width, momentum)
+        self.pool = MaxPool((2, 2, 2))
 
     def construct(self, clips_BCTHW: Tensor) -> Tensor:
-        return leave(self.block4(self.block3(self.block2(self.block1(enter(clips_BCTHW))))))
+        x = self.pool(self.block1(enter(clips_BCTHW)))
+        x = self.pool(self.block2(x))
+        return leave(self.block4(self.block3(x)))
+
+
+def _block(in_channels: int, out_channels: int, momentum: float) -> ConvNorm:
+    return ConvNorm(
+        in_channels, out_channels, (3, 3, 3), stride=(1, 1, 1), padding=(1, 1, 1), bias=True, momentum=momentum
+    )

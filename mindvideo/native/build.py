@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("operators.cc")
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fvisibility=hidden")
+FLAGS = ("-O3", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
 class BuildError(RuntimeError):

@@ -337,49 +337,80 @@ VECTORIZED void add_moments(const float* x, int64_t rows, int64_t channels, doub
     }
 }
 
-// The kernels below take rows of x, y and so on; `relu` and `residual` are settled outside the loops by the compiler.
 struct Channels {
   const float *mean, *slope, *shift;
 };
 
+// What is not settled until it runs is a template parameter, because the compiler vectorises no loop with a condition
+// that is the same for all of it.
+#define INLINE inline __attribute__((always_inline))
+
+// y = (x - mean) * slope + shift + residual, through a ReLU
+template <bool kRelu, bool kResidual>
+INLINE void normalize(const float* __restrict x, const float* __restrict residual, int64_t rows, int64_t channels,
+                      const Channels& of, float* __restrict y) {
+  const float *mean = of.mean, *slope = of.slope, *shift = of.shift;
+  for (int64_t r = 0; r < rows; ++r, x += channels, y += channels) {
+    for (int64_t c = 0; c < channels; ++c) {
+      float value = (x[c] - mean[c]) * slope[c] + shift[c];
+      if (kResidual) value += residual[c];
+      y[c] = kRelu && value < 0 ? 0 : value;
+    }
+    if (kResidual) residual += channels;
+  }
+}
+
 VECTORIZED void normalize(const float* x, const float* residual, int64_t rows, int64_t channels, const Channels& of,
                           bool relu, float* y) {
-  const float *mean = of.mean, *slope = of.slope, *shift = of.shift;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = r * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      float value = (x[at + c] - mean[c]) * slope[c] + shift[c];
-      if (residual) value += residual[at + c];
-      y[at + c] = relu ? (value < 0 ? 0 : value) : value;
-    }
-  }
+  if (relu && residual) return normalize<true, true>(x, residual, rows, channels, of, y);
+  if (relu) return normalize<true, false>(x, residual, rows, channels, of, y);
+  if (residual) return normalize<false, true>(x, residual, rows, channels, of, y);
+  normalize<false, false>(x, residual, rows, channels, of, y);
 }
 
 // Sums of dy and of dy (x - mean), where the ReLU let it through.
+template <bool kRelu>
+INLINE void add_gradient_moments(const float* __restrict x, const float* __restrict y, const float* __restrict dy,
+                                 int64_t rows, int64_t channels, const float* __restrict mean, double* __restrict sum,
+                                 double* __restrict product) {
+  for (int64_t r = 0; r < rows; ++r, x += channels, y += channels, dy += channels)
+    for (int64_t c = 0; c < channels; ++c) {
+      const float all = dy[c];
+      const double through = kRelu && !(y[c] > 0) ? 0 : all;
+      sum[c] += through;
+      product[c] += through * (double(x[c]) - mean[c]);
+    }
+}
+
 VECTORIZED void add_gradient_moments(const float* x, const float* y, const float* dy, int64_t rows, int64_t channels,
                                      const float* mean, bool relu, double* sum, double* product) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = r * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double slope = relu && !(y[at + c] > 0) ? 0 : dy[at + c];
-      sum[c] += slope;
-      product[c] += slope * (double(x[at + c]) - mean[c]);
-    }
-  }
+  if (relu) return add_gradient_moments<true>(x, y, dy, rows, channels, mean, sum, product);
+  add_gradient_moments<false>(x, y, dy, rows, channels, mean, sum, product);
 }
 
 // dx = dy * slope + (x - mean) * pull + shift, where dy is what the ReLU let through: the gradient of the residual.
+template <bool kRelu, bool kResidual>
+INLINE void spread_gradient(const float* __restrict x, const float* __restrict y, const float* __restrict dy,
+                            int64_t rows, int64_t channels, const Channels& of, const float* __restrict pull,
+                            float* __restrict dx, float* __restrict dresidual) {
+  const float *mean = of.mean, *slope = of.slope, *shift = of.shift;
+  for (int64_t r = 0; r < rows; ++r, x += channels, y += channels, dy += channels, dx += channels) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const float all = dy[c];
+      const float through = kRelu && !(y[c] > 0) ? 0 : all;
+      dx[c] = through * slope[c] + (x[c] - mean[c]) * pull[c] + shift[c];
+      if (kResidual) dresidual[c] = through;
+    }
+    if (kResidual) dresidual += channels;
+  }
+}
+
 VECTORIZED void spread_gradient(const float* x, const float* y, const float* dy, int64_t rows, int64_t channels,
                                 const Channels& of, const float* pull, bool relu, float* dx, float* dresidual) {
-  const float *mean = of.mean, *slope = of.slope, *shift = of.shift;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = r * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float through = relu && !(y[at + c] > 0) ? 0 : dy[at + c];
-      dx[at + c] = through * slope[c] + (x[at + c] - mean[c]) * pull[c] + shift[c];
-      if (dresidual) dresidual[at + c] = through;
-    }
-  }
+  if (relu && dresidual) return spread_gradient<true, true>(x, y, dy, rows, channels, of, pull, dx, dresidual);
+  if (relu) return spread_gradient<true, false>(x, y, dy, rows, channels, of, pull, dx, dresidual);
+  if (dresidual) return spread_gradient<false, true>(x, y, dy, rows, channels, of, pull, dx, dresidual);
+  spread_gradient<false, false>(x, y, dy, rows, channels, of, pull, dx, dresidual);
 }
 
 // attributes: relu, frozen (statistics are given), bits of epsilon as float64
