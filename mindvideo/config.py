@@ -69,7 +69,7 @@ class Field:
         return f"{name} of at least {self.low:g}" if self.low is not None else name
 
 
-DATASETS = ("stickfigures", "ucf101", "hmdb51", "folder", "csv")
+DATASETS = ("stickfigures", "ucf101", "hmdb51", "kinetics", "mit", "ssv2", "folder", "csv")
 SAMPLING = ("uniform", "random", "consecutive", "segments")
 
 SCHEMA: dict[str, Any] = {

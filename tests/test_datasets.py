@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from mindvideo.config import DATASETS
 from mindvideo.data import datasets
 from mindvideo.data.datasets import (
     READERS,
     cache_folder,
     count_all_frames,
     hmdb51_split,
-    read_classes,
     ucf101_split,
 )
 from mindvideo.data.manifest import Sample
 from mindvideo.errors import InputError
 
-TREE_READERS = ("ucf101", "stickfigures", "hmdb51", "folder")
+TREE_READERS = ("ucf101", "stickfigures", "hmdb51", "mit", "folder")
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -115,6 +115,72 @@ def test_one_film_is_one_source_in_all_hmdb51_classes(tmp_path):
     assert {s.group for s in READERS["hmdb51"](tmp_path)} == {"juno"}
 
 
+def test_kinetics_sources_are_youtube_videos(tmp_path):
+    touch(
+        tmp_path,
+        "riding a bike/-VtLx-mcPds_000012_000022.mp4",
+        "riding a bike/xZM_9wLdl_0.mp4",
+        "side kick/-VtLx-mcPds_000060_000070.mkv",
+        "side kick/sJXu1QgZ5cg_000006_000016/0001.jpg",
+    )
+    samples = READERS["kinetics"](tmp_path)
+    assert groups(samples) == {
+        "-VtLx-mcPds_000012_000022.mp4": "-VtLx-mcPds",
+        "xZM_9wLdl_0.mp4": "xZM_9wLdl_0",
+        "-VtLx-mcPds_000060_000070.mkv": "-VtLx-mcPds",
+        "sJXu1QgZ5cg_000006_000016": "sJXu1QgZ5cg",
+    }
+    assert [s.label for s in samples] == ["riding a bike"] * 2 + ["side kick"] * 2
+
+
+@pytest.mark.parametrize("name", ["clip1.mp4", "sJXu1QgZ5cg_6_16.mp4", "sJXu1QgZ5cg.f137.mp4"])
+def test_other_names_in_a_kinetics_tree_are_refused(tmp_path, name):
+    touch(tmp_path, f"yoga/{name}")
+    with pytest.raises(InputError, match=f"yoga/{Path(name).stem}: Kinetics names are <YouTube id> or"):
+        READERS["kinetics"](tmp_path)
+
+
+def test_moments_in_time_sources_are_videos_of_a_site(tmp_path):
+    touch(
+        tmp_path,
+        "injecting/yt-4h2HCo6UNFE_796.mp4",
+        "tying/4h2HCo6UNFE_12.mp4",
+        "playing+sports/flickr-0-5-4-6-9-2-9-0-4705469290_1.mp4",
+        "playing+sports/flickr-0-5-4-6-9-2-9-0-4705469290_14.mp4",
+        "competing/6-4-6-7739315646.mp4",
+    )
+    assert groups(READERS["mit"](tmp_path)) == {
+        "yt-4h2HCo6UNFE_796.mp4": "4h2HCo6UNFE",
+        "4h2HCo6UNFE_12.mp4": "4h2HCo6UNFE",
+        "flickr-0-5-4-6-9-2-9-0-4705469290_1.mp4": "flickr-0-5-4-6-9-2-9-0-4705469290",
+        "flickr-0-5-4-6-9-2-9-0-4705469290_14.mp4": "flickr-0-5-4-6-9-2-9-0-4705469290",
+        "6-4-6-7739315646.mp4": "6-4-6-7739315646",
+    }
+
+
+@pytest.mark.parametrize("folder", ["", "Bending something/", "shard 1/"])
+def test_ssv2_trees_are_flat_or_in_any_folders_and_name_no_classes(tmp_path, folder):
+    touch(tmp_path, f"{folder}1001.webm", f"{folder}37.mp4", f"{folder}52/000001.jpg", "labels/train.json", ".1.webm")
+    samples = READERS["ssv2"](tmp_path)
+    assert {(s.path.relative_to(tmp_path).as_posix(), s.label, s.group) for s in samples} == {
+        (f"{folder}1001.webm", "", "1001"),
+        (f"{folder}37.mp4", "", "37"),
+        (f"{folder}52", "", "52"),
+    }
+
+
+def test_ssv2_without_root_or_videos(tmp_path):
+    with pytest.raises(InputError, match=r"data\.root: .*nowhere is not a folder\. Expected .*<number>\.webm"):
+        READERS["ssv2"](tmp_path / "nowhere")
+    touch(tmp_path, "labels/train.json")
+    with pytest.raises(InputError, match=r"no video found; expected .*<number>\.webm"):
+        READERS["ssv2"](tmp_path)
+
+
+def test_the_schema_offers_every_reader():
+    assert set(DATASETS) == set(READERS)
+
+
 def test_csv_files_are_read_from_their_folder(tmp_path):
     (tmp_path / "list.csv").write_text("path,label,group\na.avi,x,g\n")
     assert READERS["csv"](tmp_path / "list.csv") == [Sample(tmp_path / "a.avi", "x", "g")]
@@ -132,13 +198,6 @@ def test_empty_class_missing_root_and_no_video(tmp_path, reader):
     touch(tmp_path, "YoYo/v_YoYo_g01_c01.avi", "Empty/.DS_Store")
     with pytest.raises(InputError, match="Empty: the class folder is empty; remove it or add videos"):
         READERS[reader](tmp_path)
-
-
-def test_read_classes(tmp_path):
-    (tmp_path / "train.txt").write_text("Sit Down\n\n  Jump  \n")
-    assert read_classes(tmp_path, "train") == ["Sit Down", "Jump"]
-    with pytest.raises(InputError, match=r"data\.split: .*val\.txt does not exist; .*train\.txt, val\.txt, test\.txt"):
-        read_classes(tmp_path, "val")
 
 
 @pytest.fixture

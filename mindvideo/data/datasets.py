@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets on disk: UCF101 and HMDB51 trees with their official splits, a folder per class, or a CSV file.
+"""Data sets on disk: UCF101, HMDB51, Kinetics, Moments in Time, SSv2, a folder per class, or a CSV file.
 
 A tree is `<root>/<Class>/<video>`, where a video is a file or a folder of frames. Frame counts come from
 decoding every video once (`count_all_frames`), which also finds the broken ones; they are cached.
@@ -21,11 +21,20 @@ from mindvideo.errors import InputError, VideoError
 
 _UCF101_NAME = re.compile(r"v_\w+_(g\d+)_c\d+")
 _HMDB51_TAIL = re.compile(r"_[a-z]+_[a-z]{2}_np\d+_[a-z]{2}_[a-z]+_\d+$")
+_YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_KINETICS_TIMES = re.compile(r"_\d{6}_\d{6}$")
 
 
 def ucf101(root: Path) -> list[Sample]:
     """`<root>/<Class>/v_<Class>_gXX_cYY.*`; the group is <Class>/gXX (25 sources a class)."""
-    return _tree(root, lambda label, stem: f"{label}/{_match(_UCF101_NAME, stem, label)}")
+
+    def group(label: str, stem: str) -> str:
+        found = _UCF101_NAME.fullmatch(stem)
+        if found is None:
+            raise InputError(f"{label}/{stem}: UCF101 names are v_<Class>_gXX_cYY; use `data.dataset: folder`.")
+        return f"{label}/{found.group(1)}"
+
+    return _tree(root, group)
 
 
 def stickfigures(root: Path) -> list[Sample]:
@@ -47,6 +56,47 @@ def _film(name: str) -> str:
     return re.sub(r"(_\d+)+$", "", words)
 
 
+def kinetics(root: Path) -> list[Sample]:
+    """`<root>/<class>/<YouTube id>_<first>_<last>.*`, or without the seconds; the group is the YouTube video."""
+
+    def group(label: str, stem: str) -> str:
+        youtube_id = without_times(stem)
+        if not _YOUTUBE_ID.fullmatch(youtube_id):
+            raise InputError(
+                f"{label}/{stem}: Kinetics names are <YouTube id> or <YouTube id>_<first>_<last>, the seconds with six "
+                "digits; use `data.dataset: folder`."
+            )
+        return youtube_id
+
+    return _tree(root, group)
+
+
+def without_times(stem: str) -> str:
+    """The YouTube id in the name of a Kinetics clip; other names as they are."""
+    return _KINETICS_TIMES.sub("", stem)
+
+
+def mit(root: Path) -> list[Sample]:
+    """Moments in Time: `<root>/<class>/<site>-<video>_<number>.*`; the group is the video, whatever its class.
+
+    YouTube's videos are named `yt-<id>` or `<id>`.
+    """
+    return _tree(root, lambda _, stem: re.sub(r"_\d+$", "", stem).removeprefix("yt-"))
+
+
+def ssv2(root: Path) -> list[Sample]:
+    """Something-Something V2: `<root>/<number>.*` or `<root>/<folder>/<number>.*`; every video is its own group.
+
+    A video's number says all and folders nothing, so labels are empty until a video list gives them.
+    """
+    root = _checked_root(root, "<number>.webm")
+    folders = [root, *(p for p in _visible(root) if p.is_dir() and not _is_video(p))]
+    videos = [p for folder in folders for p in _visible(folder) if _is_video(p)]
+    if not videos:
+        raise InputError(f"{root}: no video found; expected {root}/<number>.webm.")
+    return [Sample(video, "", video_name(video)) for video in videos]
+
+
 def folder(root: Path) -> list[Sample]:
     """`<root>/<Class>/*`; every video is its own group."""
     return _tree(root, lambda label, stem: f"{label}/{stem}")
@@ -58,15 +108,9 @@ def csv(root: Path) -> list[Sample]:
 
 
 READERS: dict[str, Callable[[Path], list[Sample]]] = {
-    "stickfigures": stickfigures, "ucf101": ucf101, "hmdb51": hmdb51, "folder": folder, "csv": csv,
+    "stickfigures": stickfigures, "ucf101": ucf101, "hmdb51": hmdb51, "kinetics": kinetics, "mit": mit, "ssv2": ssv2,
+    "folder": folder, "csv": csv,
 }  # fmt: skip
-
-
-def _match(pattern: re.Pattern[str], stem: str, label: str) -> str:
-    found = pattern.fullmatch(stem)
-    if found is None:
-        raise InputError(f"{label}/{stem}: UCF101 names are v_<Class>_gXX_cYY; use `data.dataset: folder`.")
-    return found.group(1)
 
 
 def _tree(root: Path, group_of: Callable[[str, str], str]) -> list[Sample]:
@@ -74,23 +118,31 @@ def _tree(root: Path, group_of: Callable[[str, str], str]) -> list[Sample]:
 
     Folders without a video, such as those of split lists, are no classes; an empty folder is an error.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"data.root: {root} is not a folder. Expected {root}/<Class>/<video>.")
+    root = _checked_root(root, "<Class>/<video>")
     samples: list[Sample] = []
-    for class_folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        entries = [p for p in sorted(class_folder.iterdir()) if not p.name.startswith(".")]
+    for class_folder in (p for p in _visible(root) if p.is_dir()):
+        entries = _visible(class_folder)
         if not entries:
             raise InputError(f"{class_folder}: the class folder is empty; remove it or add videos.")
         label = class_folder.name
         videos = [p for p in entries if _is_video(p)]
-        samples += [Sample(p, label, group_of(label, _stem(p))) for p in videos]
+        samples += [Sample(p, label, group_of(label, video_name(p))) for p in videos]
     if not samples:
         raise InputError(f"{root}: no video found; expected {root}/<Class>/<video>.")
     return samples
 
 
-def _stem(path: Path) -> str:
+def _checked_root(root: Path, form: str) -> Path:
+    if not Path(root).is_dir():
+        raise InputError(f"data.root: {root} is not a folder. Expected {root}/{form}.")
+    return Path(root)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def video_name(path: Path) -> str:
     """A video's name without suffix; the dots in the name of a frame folder are part of it."""
     return path.name if path.is_dir() else path.stem
 
@@ -101,18 +153,9 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def read_classes(split: Path, part: str) -> list[str]:
-    """The class names of one part of a few-shot split: `<split>/<part>.txt`, one name a line."""
-    path = Path(split) / f"{part}.txt"
-    if not path.is_file():
-        raise InputError(f"data.split: {path} does not exist; a split is a folder with train.txt, val.txt, test.txt.")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [name for name in names if name]
-
-
 def ucf101_split(root: Path, number: int = 1) -> tuple[list[Sample], list[Sample]]:
     """The official train and test videos of `<root>/ucfTrainTestlist/{train,test}list0<number>.txt`."""
-    by_name = {f"{s.label}/{_stem(s.path)}": s for s in ucf101(root)}
+    by_name = {f"{s.label}/{video_name(s.path)}": s for s in ucf101(root)}
     lists = []
     for part in ("train", "test"):
         path = Path(root) / "ucfTrainTestlist" / f"{part}list{number:02d}.txt"
@@ -128,7 +171,7 @@ def hmdb51_split(root: Path, number: int = 1, lists: Path | None = None) -> tupl
     `lists` defaults to `<root>/testTrainMulti_7030_splits`.
     """
     lists = Path(lists) if lists else Path(root) / "testTrainMulti_7030_splits"
-    by_name = {f"{s.label}/{_stem(s.path)}": s for s in hmdb51(root)}
+    by_name = {f"{s.label}/{video_name(s.path)}": s for s in hmdb51(root)}
     parts: dict[str, list[Sample]] = {"1": [], "2": []}
     for label in sorted({s.label for s in by_name.values()}):
         path = lists / f"{label}_test_split{number}.txt"

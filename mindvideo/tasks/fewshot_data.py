@@ -10,15 +10,14 @@ from pathlib import Path
 
 from mindvideo.config import REPOSITORY, Config, resolve
 from mindvideo.data import stickfigures
-from mindvideo.data.datasets import READERS, count_all_frames, read_classes
+from mindvideo.data.datasets import READERS, count_all_frames
 from mindvideo.data.episodes import EpisodeSampler
 from mindvideo.data.loader import ClipReader
-from mindvideo.data.manifest import Sample, select_classes
+from mindvideo.data.manifest import Sample
+from mindvideo.data.splits import PARTS, read_split, select
 from mindvideo.data.transforms import ClipTransform
 from mindvideo.engine.log import progress_bar, say
 from mindvideo.errors import InputError, VideoError
-
-PARTS = ("train", "val", "test")
 
 
 @dataclass
@@ -43,20 +42,16 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
     InputError if anything is missing, broken or too short, or too little for an episode.
     """
     samples, split = _find_samples(config)
-    lists = {part: read_classes(split, part) for part in PARTS}
-    _check_disjoint(split, lists)
-    on_disk = {sample.label for sample in samples}
-    absent = {part: sorted(set(names) - on_disk) for part, names in lists.items()}
-    found = {part: select_classes(samples, lists[part]) for part in parts}
-    for part, members in found.items():
-        classes = len({sample.label for sample in members})
-        say(f"{part}: {classes} of {len(lists[part])} classes, {len(members)} videos")
+    selection = select(read_split(split), samples)
+    for note in selection.notes(parts):
+        say(note)
+    found = {part: selection.samples[part] for part in parts}
     counts, excluded = _decode_check(config, [sample for members in found.values() for sample in members])
     whole = {part: [s for s in members if s.path in counts] for part, members in found.items()}
     train_reader, eval_reader = _readers(config, counts)
     _check_lengths(whole, train_reader, eval_reader)
     samplers = {part: _sampler(config, part, members) for part, members in whole.items()}
-    return FewShotData(whole, samplers, train_reader, eval_reader, absent, excluded)
+    return FewShotData(whole, samplers, train_reader, eval_reader, selection.absent_classes, excluded)
 
 
 def dataset_root(config: Config) -> Path:
@@ -90,13 +85,6 @@ def _sampler(config: Config, part: str, samples: list[Sample]) -> EpisodeSampler
         return EpisodeSampler(samples, way=way, shot=shape.shot, query=shape.query, seed=seed)
     except InputError as error:
         raise InputError(f"{part} part: {error}") from error
-
-
-def _check_disjoint(split: Path, lists: dict[str, list[str]]) -> None:
-    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = sorted(set(lists[a]) & set(lists[b]))
-        if shared:
-            raise InputError(f"{split}: {', '.join(shared)} stand in both {a}.txt and {b}.txt.")
 
 
 def _decode_check(config: Config, samples: list[Sample]) -> tuple[dict[Path, int], list[str]]:
