@@ -36,7 +36,7 @@ def own_sources(sizes_by_class: list[list[int]]) -> list[Sample]:
     )
 
 
-def check(episode: Episode, samples: list[Sample], way: int, shot: int, query: int) -> None:
+def check(episode: Episode, samples: list[Sample], way: int, shot: int, query: int, unknown: int = 0) -> None:
     assert episode.support_NK.shape == (way, shot)
     assert episode.query_NQ.shape == (way, query)
     assert len(set(episode.classes)) == way
@@ -44,7 +44,11 @@ def check(episode: Episode, samples: list[Sample], way: int, shot: int, query: i
         clips = [*support, *queries]
         assert {samples[i].label for i in clips} == {name}
         assert len(set(clips)) == shot + query
-    sides = [{samples[i].group for i in part.ravel()} for part in (episode.support_NK, episode.query_NQ)]
+    assert episode.unknown_U.shape == (unknown,)
+    assert len(set(episode.unknown_U)) == unknown
+    assert not {samples[i].label for i in episode.unknown_U} & set(episode.classes)
+    queries = np.concatenate([episode.query_NQ.ravel(), episode.unknown_U])
+    sides = [{samples[i].group for i in part} for part in (episode.support_NK.ravel(), queries)]
     assert not sides[0] & sides[1]
 
 
@@ -170,6 +174,89 @@ def test_a_class_without_enough_is_named_with_its_numbers(sizes, shot, query):
 def test_more_ways_than_classes_is_an_error():
     with pytest.raises(InputError, match=r"5-way episodes need 5 classes; there are 2: c0, c1\."):
         EpisodeSampler(own_sources([[2, 2]] * 2), way=5, shot=1, query=1, seed=0)
+
+
+def test_an_episode_is_what_it_always_was():
+    """Drawn by the first version of the sampler; a run that is continued relies on it."""
+    sampler = EpisodeSampler(own_sources([[2] * 6] * 6), way=2, shot=2, query=3, seed=1)
+    episode = sampler.episode(7)
+    assert episode.classes == ("c3", "c2")
+    assert episode.support_NK.tolist() == [[17, 35], [68, 36]]
+    assert episode.query_NQ.tolist() == [[28, 60, 52], [50, 71, 7]]
+    assert episode.unknown_U.tolist() == []
+
+
+@pytest.mark.parametrize("unknown", [1, 4, 30])
+def test_unknown_queries_leave_the_known_ones_alone(unknown):
+    samples = own_sources([[1, 2, 3, 4]] * 6)
+    known = EpisodeSampler(samples, way=3, shot=2, query=3, seed=1)
+    more = EpisodeSampler(samples, way=3, shot=2, query=3, seed=1, unknown=unknown)
+    for index in range(50):
+        check(more.episode(index), samples, 3, 2, 3, unknown)
+        assert same(known.episode(index), more.episode(index))
+    fresh = EpisodeSampler(samples, way=3, shot=2, query=3, seed=1, unknown=unknown)
+    assert np.array_equal(fresh.episode(13).unknown_U, more.episode(13).unknown_U)
+
+
+@pytest.mark.parametrize("unknown", [1, 6, 40])
+def test_unknown_queries_come_from_no_support_source(unknown):
+    """All classes share all sources, so half of the other classes' clips are out of the question."""
+    samples = make_samples({f"c{c}": {f"g{g}": 3 for g in range(8)} for c in range(8)})
+    sampler = EpisodeSampler(samples, way=4, shot=2, query=3, seed=0, unknown=unknown)
+    for index in range(50):
+        check(sampler.episode(index), samples, 4, 2, 3, unknown)
+
+
+def test_deals_are_repeated_until_the_unknown_queries_are_served():
+    """Class c has only sources of a and b: some of the deals put all of those on the support side."""
+    samples = make_samples({"a": {"a0": 1, "s": 1}, "b": {"b0": 1, "t": 1}, "c": {"s": 1, "t": 1}})
+    sampler = EpisodeSampler(samples, way=2, shot=1, query=1, seed=0, unknown=1)
+    episodes = [sampler.episode(index) for index in range(60)]
+    assert any(set(episode.classes) == {"a", "b"} for episode in episodes)
+    for episode in episodes:
+        check(episode, samples, 2, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("unknown", "counts"), [(2, {1}), (5, {1}), (8, {1, 2}), (15, {3})])
+def test_unknown_queries_are_of_as_many_classes_as_possible(unknown, counts):
+    sampler = EpisodeSampler(own_sources([[1] * 9] * 8), way=3, shot=1, query=1, seed=0, unknown=unknown)
+    samples = own_sources([[1] * 9] * 8)
+    for index in range(20):
+        labels = [samples[i].label for i in sampler.episode(index).unknown_U]
+        assert len(set(labels)) == min(unknown, 5)
+        assert {labels.count(label) for label in labels} == counts
+
+
+def test_unknown_classes_and_their_clips_are_drawn_evenly():
+    samples = own_sources([[1] * 4] * 3 + [[8] * 4] * 3)
+    sampler = EpisodeSampler(samples, way=2, shot=1, query=1, seed=7, unknown=1)
+    drawn = [samples[i] for n in range(3000) for i in sampler.episode(n).unknown_U]
+    labels = [int(sample.label[1:]) for sample in drawn]
+    assert stats.chisquare(np.bincount(labels, minlength=6)).pvalue > 0.001
+    clips = [samples.index(sample) for sample in drawn if sample.label == "c3"]
+    assert stats.chisquare(np.unique(clips, return_counts=True)[1]).pvalue > 0.001
+    assert len(set(clips)) == 32
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unknown", "message"),
+    [
+        ([[2, 2]] * 2, 1, "2-way episodes leave 0 of 2 classes, with as few as 0 clips in all: too few for 1 unknown"),
+        ([[9, 9], [9, 9], [1, 2], [2, 2]], 8, "leave 2 of 4 classes, with as few as 7 clips in all: too few for 8"),
+    ],
+)
+def test_too_few_clips_outside_an_episode_are_an_error(sizes, unknown, message):
+    with pytest.raises(InputError, match=message):
+        EpisodeSampler(own_sources(sizes), way=2, shot=1, query=1, seed=0, unknown=unknown)
+    EpisodeSampler(own_sources(sizes), way=2, shot=1, query=1, seed=0, unknown=unknown - 1)
+
+
+def test_unknown_queries_that_no_deal_serves_are_told():
+    """Whichever source of a is on the support side, it takes half of b's clips."""
+    samples = make_samples({"a": {"x": 2, "y": 2}, "b": {"x": 2, "y": 2}})
+    sampler = EpisodeSampler(samples, way=1, shot=1, query=1, seed=0, unknown=3)
+    with pytest.raises(InputError, match=r"1 query clips a class and 3 unknown queries \(1000 deals tried\)"):
+        sampler.episode(0)
 
 
 def test_classes_that_exclude_each_other_are_named():

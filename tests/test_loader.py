@@ -13,6 +13,7 @@ from mindvideo.data.episodes import EpisodeSampler
 from mindvideo.data.loader import ClipReader, load_clips, load_episodes
 from mindvideo.data.manifest import Sample
 from mindvideo.data.sampling import random_sorted, uniform
+from mindvideo.data.selfsupervision import Rotation, make_augmentation
 from mindvideo.data.transforms import ClipTransform
 from mindvideo.data.video import read_frames
 from mindvideo.errors import InputError, VideoError
@@ -88,6 +89,56 @@ def test_starting_later_gives_the_same_episodes(samples, sampler, workers):
     for (support, query), (expected_support, expected_query) in zip(later, whole[4:], strict=True):
         assert np.array_equal(support, expected_support)
         assert np.array_equal(query, expected_query)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", ["temporal_jigsaw", "spatial_jigsaw", "rotation"])
+def test_an_augmentation_adds_disturbed_clips_and_labels(samples, sampler, name, workers):
+    """And leaves the clips as they are without it, wherever loading starts."""
+    read = reader(samples, transform=replace(RANDOM, size=(16, 16)))
+    augmentation = make_augmentation(name, length=4, permutations=2, block=2)
+    plain = list(load_episodes(sampler, samples, read, start=2, stop=5, workers=1))
+    whole = list(load_episodes(sampler, samples, read, start=0, stop=5, workers=1, augmentation=augmentation))
+    loaded = load_episodes(sampler, samples, read, start=2, stop=5, workers=workers, augmentation=augmentation)
+    for row, expected, (support, query) in zip(loaded, whole[2:], plain, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(row, expected, strict=True))
+        assert np.array_equal(row[0], support)
+        assert np.array_equal(row[1], query)
+        augmented, labels = row[2:]
+        clips = [*support.reshape(-1, *support.shape[2:]), *query]
+        assert augmented.dtype == np.float32
+        assert labels.dtype == np.int32
+        assert labels.shape == (WAY * (SHOT + QUERY),)
+        for clip, out, label in zip(clips, augmented, labels, strict=True):
+            assert np.array_equal(out, augmentation.apply(clip, label))
+    drawn = np.concatenate([labels for *_, labels in whole])
+    assert set(drawn) == set(range(augmentation.num_classes))
+    assert len({labels.tobytes() for *_, labels in whole}) > 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_augmentation_that_does_not_fit_ends_loading(samples, sampler, workers):
+    read = reader(samples)
+    loading = load_episodes(sampler, samples, read, start=0, stop=2, workers=workers, augmentation=Rotation())
+    with pytest.raises(InputError, match=r"^frames of 16 x 24 cannot be rotated; they must be square"):
+        next(loading)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unknown_queries_follow_the_known(samples, sampler, workers):
+    read = reader(samples)
+    more = EpisodeSampler(samples, way=WAY, shot=SHOT, query=QUERY, seed=4, unknown=2)
+    known = load_episodes(sampler, samples, read, start=0, stop=3, workers=1)
+    loaded = load_episodes(more, samples, read, start=0, stop=3, workers=workers)
+    for number, ((support, query), (expected_support, expected_query)) in enumerate(zip(loaded, known, strict=True)):
+        assert np.array_equal(support, expected_support)
+        assert np.array_equal(query[: WAY * QUERY], expected_query)
+        assert len(query) == WAY * QUERY + 2
+        rng = np.random.default_rng((4, number, 1))
+        episode = more.episode(number)
+        positions = [*episode.support_NK.ravel(), *episode.query_NQ.ravel(), *episode.unknown_U]
+        clips = [read(samples[i], rng) for i in positions]
+        assert np.array_equal(query[-2:], clips[-2:])
 
 
 def test_stopping_early_leaves_the_next_loader_well(samples, sampler):

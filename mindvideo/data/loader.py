@@ -21,11 +21,12 @@ import numpy as np
 from mindvideo.data.episodes import EpisodeSampler
 from mindvideo.data.manifest import Sample
 from mindvideo.data.sampling import sample as sample_frames
+from mindvideo.data.selfsupervision import Augmentation
 from mindvideo.data.transforms import ClipTransform
 from mindvideo.data.video import read_frames
 from mindvideo.errors import InputError, VideoError
 
-_PREFETCH = 4  # items waiting in each queue; a paper-sized episode takes 80 MB
+_PREFETCH = 4  # items waiting in each queue; a paper-sized episode takes 80 MB, augmented 160
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,7 @@ class _Source(Protocol):
 
 
 class _Episodes:
-    """Row i: the clips of episode `start + i` as support `[N, K, C, T, H, W]` and query `[M, C, T, H, W]`."""
-
-    columns = 2
+    """Row i: what `load_episodes` tells of episode `start + i`."""
 
     def __init__(
         self,
@@ -82,9 +81,11 @@ class _Episodes:
         reader: ClipReader,
         start: int,
         stop: int,
+        augmentation: Augmentation | None,
     ):
         self.sampler, self.samples, self.reader = sampler, samples, reader
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.augmentation = start, stop, augmentation
+        self.columns = 4 if augmentation else 2
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -94,10 +95,23 @@ class _Episodes:
         episode = self.sampler.episode(number)
         rng = np.random.default_rng((self.sampler.seed, number, 1))  # 1: another stream than the sampler's
         way, shot = episode.support_NK.shape
-        positions = np.concatenate([episode.support_NK.ravel(), episode.query_NQ.ravel()])
+        positions = np.concatenate([episode.support_NK.ravel(), episode.query_NQ.ravel(), episode.unknown_U])
         clips = np.stack([self.reader(self.samples[i], rng) for i in positions])
         support, query = clips[: way * shot], clips[way * shot :]
-        return support.reshape(way, shot, *clips.shape[1:]), query
+        row = support.reshape(way, shot, *clips.shape[1:]), query
+        if self.augmentation is None:
+            return row
+        rng = np.random.default_rng((self.sampler.seed, number, 2))  # 2: one of its own, to leave the clips alone
+        return *row, *_augment(clips, self.augmentation, rng)
+
+
+def _augment(
+    clips_BCTHW: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each clip under a label of its own, and the labels."""
+    labels_B = rng.integers(augmentation.num_classes, size=len(clips_BCTHW), dtype=np.int32)
+    pairs = zip(clips_BCTHW, labels_B, strict=True)
+    return np.stack([augmentation.apply(clip, label) for clip, label in pairs]), labels_B
 
 
 class _Clips:
@@ -164,12 +178,14 @@ def load_episodes(
     start: int,
     stop: int,
     workers: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    augmentation: Augmentation | None = None,
+) -> Iterator[tuple[np.ndarray, ...]]:
     """Support `[N, K, C, T, H, W]` and query `[M, C, T, H, W]` of the episodes `start` to `stop - 1`.
 
-    Queries are ordered by class: query m is of class m // Q.
+    Queries are ordered by class: query m is of class m // Q; unknown ones come last. With an augmentation also all
+    clips augmented, support before query, `[N * K + M, C, T, H, W]`, and the labels drawn, int32 `[N * K + M]`.
     """
-    yield from _rows(_Episodes(sampler, samples, reader, start, stop), workers)
+    yield from _rows(_Episodes(sampler, samples, reader, start, stop, augmentation), workers)
 
 
 def load_clips(samples: Sequence[Sample], reader: ClipReader, *, workers: int) -> Iterator[np.ndarray]:
