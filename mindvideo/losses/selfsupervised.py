@@ -11,8 +11,8 @@ def alignment_loss(map_BL: Tensor, augmented_BL: Tensor, order_BL: Tensor, stric
 
     `map_BL` is the attention of the clips, `augmented_BL` that of the augmented clips; `order_BL`, int32, moves the
     first as the clips were moved: entry l of clip b comes from entry `order[b, l]`. The moved map and the other should
-    differ by `strictness`, lambda in the paper, at every entry; 0 is the squared error. The paper adds the clips up,
-    this is their mean, which does not depend on the size of the episode.
+    differ by `strictness`, lambda in the paper, at every entry; 0 is the squared error. The paper writes a sum over
+    entries and clips; the mean does not depend on their numbers, and is of the size that its Fig. 5a shows.
     """
     moved_BL = ops.gather_elements(map_BL, 1, order_BL)
-    return ops.square(ops.abs(moved_BL - augmented_BL) - strictness).sum(axis=1).mean()
+    return ops.square(ops.abs(moved_BL - augmented_BL) - strictness).mean()

@@ -26,15 +26,20 @@ def register(factory: Factory) -> Factory:
 
 def create_model(name: str, **options: object) -> nn.Cell:
     """Build a model; InputError for an unknown name or option, with what is known."""
-    if name not in _FACTORIES:
-        close = difflib.get_close_matches(name, _FACTORIES, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else "."
-        raise InputError(f"unknown model {name!r}{hint} Known: {', '.join(list_models())}.")
-    known = inspect.signature(_FACTORIES[name]).parameters
+    known = options_of(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(f"model {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
     return _FACTORIES[name](**options)
+
+
+def options_of(name: str) -> list[str]:
+    """The options of a model; InputError for an unknown name."""
+    if name not in _FACTORIES:
+        close = difflib.get_close_matches(name, _FACTORIES, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else "."
+        raise InputError(f"unknown model {name!r}{hint} Known: {', '.join(list_models())}.")
+    return list(inspect.signature(_FACTORIES[name]).parameters)
 
 
 def list_models() -> list[str]:

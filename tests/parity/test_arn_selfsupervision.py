@@ -80,11 +80,11 @@ def check_loss(golden, key: str, map_BL: np.ndarray, augmented_BL: np.ndarray, o
     clips, entries = map_BL.shape
     first, second, order = Tensor(map_BL), Tensor(augmented_BL), Tensor(order_BL)
     loss, gradients = ms.value_and_grad(alignment_loss, (0, 1))(first, second, order, strictness)
-    assert clips * float(loss) == pytest.approx(float(golden[f"{key}/L_att_sum_f64"]), rel=1e-6)
-    assert float(loss) / entries == pytest.approx(float(golden[f"{key}/L_att_mean_f64"]), rel=1e-6)
+    assert clips * entries * float(loss) == pytest.approx(float(golden[f"{key}/L_att_sum_f64"]), rel=1e-6)
+    assert float(loss) == pytest.approx(float(golden[f"{key}/L_att_mean_f64"]), rel=1e-6)
     each_clip = [slice(i, i + 1) for i in range(clips)]
-    per_clip = [float(alignment_loss(first[i], second[i], order[i], strictness)) for i in each_clip]
+    per_clip = [entries * float(alignment_loss(first[i], second[i], order[i], strictness)) for i in each_clip]
     np.testing.assert_allclose(per_clip, golden[f"{key}/L_att_per_clip_f64"], rtol=1e-6)
     for name, gradient in zip(("A", "A_hat"), gradients, strict=True):
         expected = golden[f"{key}/grad_{name}_of_sum_f64"].reshape(map_BL.shape)
-        np.testing.assert_allclose(clips * gradient.asnumpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(clips * entries * gradient.asnumpy(), expected, atol=1e-6)
