@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mindvideo train|eval|models`: parse, call the task, and turn errors of the user into one line and exit status 2.
+"""`mindvideo train|eval|convert|models`: parse, call what does the work, and turn errors of the user into one line and
+exit status 2.
 
 MindSpore is imported only by the commands that need it, so that `--help` and mistakes in a config answer at once.
 """
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindvideo import __version__
-from mindvideo.config import REPOSITORY, Config, load_config
+from mindvideo.config import REPOSITORY, SCHEMA, Config, load_config
+from mindvideo.convert.families import FAMILIES
 from mindvideo.errors import InputError
 
 SAMPLE_CONFIG = REPOSITORY / "configs" / "arn" / "arn_sample.yaml"
@@ -59,12 +61,24 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser(
-        "eval", help="test a checkpoint", description="Test a checkpoint and write report.html.",
-        epilog="example: mindvideo eval configs/arn/arn_sample.yaml --checkpoint output/arn_sample/best.ckpt",
+        "eval", help="test a checkpoint",
+        description="Test a checkpoint and write report.html. Without CONFIG, the config.yaml beside it counts.",
+        epilog="example: mindvideo eval --checkpoint output/arn_sample/best.ckpt eval.shot=5 eval.unknown=10",
     )  # fmt: skip
     _add_config(evaluate)
     evaluate.add_argument("--checkpoint", required=True, type=Path, help=".ckpt or .safetensors of the config's model")
+    evaluate.add_argument("--task", choices=SCHEMA["task"].choices, help="the same as task=...")
     evaluate.set_defaults(command=_evaluate)
+
+    convert = commands.add_parser(
+        "convert", help="turn another program's checkpoint into ours",
+        description="Turn a checkpoint of the older MindSpore repository, or of the paper's authors, into ours.",
+        epilog="example: mindvideo convert ./ARN_ucf_MSE.ckpt arn_ucf101.ckpt --model arn (more: docs/migration.md)",
+    )  # fmt: skip
+    convert.add_argument("source", metavar="SRC", type=Path, help=".ckpt (MindSpore), .safetensors or .npz")
+    convert.add_argument("destination", metavar="DST", type=Path, help="new .ckpt; a .safetensors is written beside it")
+    convert.add_argument("--model", required=True, choices=FAMILIES, help="whose weights SRC holds")
+    convert.set_defaults(command=_convert)
 
     models = commands.add_parser("models", help="list all models", description="List all models.")
     models.set_defaults(command=_models)
@@ -74,13 +88,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "settings", nargs="*", metavar="[CONFIG] KEY.SUB=VALUE",
-        help="a YAML file under configs/ (default: the embedded sample), then settings that win over the file's",
+        help="a YAML file under configs/ (default: the embedded sample's), then settings that win over the file's",
     )  # fmt: skip
 
 
-def _config(parsed: argparse.Namespace) -> Config:
+def _config(parsed: argparse.Namespace, default: Path = SAMPLE_CONFIG) -> Config:
     settings = list(parsed.settings)
-    path = settings.pop(0) if settings and "=" not in settings[0] else SAMPLE_CONFIG
+    path = settings.pop(0) if settings and "=" not in settings[0] else default
     return load_config(path, settings)
 
 
@@ -98,10 +112,21 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    config = _config(parsed)
+    if parsed.task:
+        parsed.settings.append(f"task={parsed.task}")
+    beside = parsed.checkpoint.with_name("config.yaml")
+    config = _config(parsed, default=beside if beside.is_file() else SAMPLE_CONFIG)
     from mindvideo.tasks import fewshot
 
     fewshot.evaluate(config, parsed.checkpoint)
+    return 0
+
+
+def _convert(parsed: argparse.Namespace) -> int:
+    from mindvideo.convert.files import convert
+
+    report = convert(parsed.source, parsed.destination, parsed.model)
+    print(f"{parsed.source}: {report}\nwritten: {parsed.destination.with_suffix('.ckpt')} and .safetensors beside it")
     return 0
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration: the schema of every YAML file, strict loading, and `key.sub=value` overrides.
 
-A file may name a parent with `base:` (relative to itself); its own keys win. Anything wrong ends with an
+A file may name a parent with `base:` (relative to itself), or a list of them of which a later one wins over an earlier;
+its own keys win over all. Anything wrong ends with an
 InputError that names the key, its file, what is allowed and the closest name, before any work is done.
 """
 
@@ -70,6 +71,8 @@ class Field:
 
 
 DATASETS = ("stickfigures", "ucf101", "hmdb51", "kinetics", "mit", "ssv2", "folder", "csv")
+POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_order_pn")
+AUGMENTATIONS = ("none", "temporal_jigsaw", "spatial_jigsaw", "rotation")
 SAMPLING = ("uniform", "random", "consecutive", "segments")
 
 SCHEMA: dict[str, Any] = {
@@ -81,7 +84,13 @@ SCHEMA: dict[str, Any] = {
     "model": {
         "name": Field("arn", "see `mindvideo models`"),
         "width": Field(64, "feature channels", low=16, high=1024),
-        "attention": Field("spatial", "attention unit", choices=("none", "spatial")),
+        "attention": Field("spatial", "attention units", choices=("none", "spatial", "temporal", "both")),
+        "alpha_temporal": Field(1.0, "added to the temporal attention map", low=0.0, high=100.0),
+        "alpha_spatial": Field(1.0, "added to the spatial attention map", low=0.0, high=100.0),
+        "pooling": Field("second_order_pn", "features to embedding; pn: power normalisation", choices=POOLINGS),
+        "comparator": Field("relation", "query to class", choices=("relation", "distance", "evidential")),
+        "shots": Field("mean", "support embeddings of a class to one", choices=("mean", "max")),
+        "joint": Field(False, "encode support and query in one call, with common BatchNorm statistics"),
         "sigma": Field(100.0, "slope of power normalisation", low=1e-3, high=1e6),
         "momentum": Field(0.1, "weight of the newest batch in BatchNorm's statistics", low=0.0, high=1.0),
     },
@@ -100,6 +109,8 @@ SCHEMA: dict[str, Any] = {
         "stride": Field(1, "frames between frames of consecutive sampling", low=1, high=64),
         "short": Field("error", "a video with too few frames", choices=("error", "repeat")),
         "broken": Field("error", "a video that cannot be decoded", choices=("error", "exclude")),
+        "mean": Field(0.3474, "of pixels in [0, 1], taken off; ARN's", low=0.0, high=1.0),
+        "std": Field(0.2100, "of pixels in [0, 1], divided by; ARN's", low=1e-3, high=1.0),
         "flip": Field(False, "mirror half of the training clips"),
         "crop_scale": Field(1.0, "least share of the frame's area a training crop has", low=0.05, high=1.0),
         "color": Field(0.0, "brightness, contrast and saturation jitter in training", low=0.0, high=0.95),
@@ -109,9 +120,18 @@ SCHEMA: dict[str, Any] = {
         "way": Field(5, "classes of a training episode", low=2, high=100),
         "shot": Field(1, "support clips a class", low=1, high=100),
         "query": Field(3, "queries a class", low=1, high=100),
+        "unknown": Field(0, "further queries of none of the classes", low=0, high=1000),
     },
     "loss": {
         "classify": Field(0.0, "weight of also classifying clips into training classes", low=0.0, high=100.0),
+    },
+    "selfsupervision": {
+        "augmentation": Field("none", "of clips, to be recognised", choices=AUGMENTATIONS),
+        "permutations": Field(10, "of a jigsaw", low=2, high=40320),
+        "block": Field(4, "frames in a block of the temporal jigsaw", low=1, high=1024),
+        "weight": Field(0.05, "of recognising the augmentation: beta", low=0.0, high=100.0),
+        "alignment": Field(0.0, "weight of aligning attention: gamma", low=0.0, high=100.0),
+        "strictness": Field(0.0, "difference that aligned attention should have: lambda", low=0.0, high=1.0),
     },
     "optim": {
         "lr": Field(1e-3, "learning rate of Adam", low=0.0, high=100.0),
@@ -135,6 +155,8 @@ SCHEMA: dict[str, Any] = {
         "way": Field(5, "classes of a test episode", low=2, high=100),
         "shot": Field(1, "support clips a class", low=1, high=100),
         "query": Field(5, "queries a class", low=1, high=100),
+        "unknown": Field(0, "further queries of none of the classes, to be rejected", low=0, high=1000),
+        "batch_norm": Field("running", "statistics in validation and test", choices=("running", "episode")),
         "episodes": Field(600, "test episodes", low=2),
         "batch": Field(10, "clips encoded at once", low=1, high=1024),
         "gifs": Field(6, "episodes shown in the report", low=0, high=50),
@@ -179,22 +201,18 @@ def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.default if isinstance(v, Field) else _defaults(v) for k, v in schema.items()}
 
 
-def _layers(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The file and its parents, the eldest first."""
-    layers: list[tuple[str, dict[str, Any]]] = []
-    seen: set[Path] = set()
-    current: Path | None = path
-    while current is not None:
-        if current.resolve() in seen:
-            raise InputError(f"{current}: `base:` goes in a circle.")
-        seen.add(current.resolve())
-        values = _read_yaml(current)
-        base = values.pop("base", None)
-        if base is not None and not isinstance(base, str):
-            raise InputError(f"{current}: base must be the name of a YAML file.")
-        layers.append((str(current), values))
-        current = current.parent / base if base else None
-    return iter(reversed(layers))
+def _layers(path: Path, children: tuple[Path, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The file's parents, each after its own parents, then the file itself."""
+    if path.resolve() in children:
+        raise InputError(f"{path}: `base:` goes in a circle.")
+    values = _read_yaml(path)
+    base = values.pop("base", None) or []
+    parents = [base] if isinstance(base, str) else base
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise InputError(f"{path}: base must be the name of a YAML file, or a list of such names.")
+    for parent in parents:
+        yield from _layers(path.parent / parent, (*children, path.resolve()))
+    yield str(path), values
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

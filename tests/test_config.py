@@ -52,16 +52,29 @@ def test_every_default_is_allowed():
         assert field.help, key
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_files_load_and_come_back_from_their_own_yaml(path, write):
     config = load_config(path)
-    assert config.name == path.stem
+    folder = path.parent.relative_to(REPOSITORY / "configs" / "arn").as_posix()
+    assert config.name == (path.stem if folder in (".", "rows") else f"{folder}_{path.stem}")
     again = write(to_yaml(config), "again.yaml")
     assert load_config(again).to_dict() == config.to_dict()
 
 
-def test_there_are_shipped_files():
-    assert len(SHIPPED) >= 3
+def test_shipped_names_are_different():
+    """Runs of different configs must not share a folder."""
+    runs = [path for path in SHIPPED if path.parent.name != "rows"]
+    assert len({load_config(path).name for path in runs}) == len(runs) >= 55
+
+
+def test_several_parents(write):
+    """A later parent wins over an earlier one, the file over both; a parent may be shared."""
+    write("optim: {lr: 0.1}\nseed: 1\n", "root.yaml")
+    write("base: root.yaml\noptim: {lr: 0.2}\nname: a\n", "a.yaml")
+    write("base: root.yaml\nseed: 3\nname: b\n", "b.yaml")
+    config = load_config(write("base: [a.yaml, b.yaml]\ndevice: cpu\n", "child.yaml"))
+    assert (config.name, config.seed, config.optim.lr, config.device) == ("b", 3, 0.1, "cpu")
+    assert "list of such names" in refusal(write("base: {a: 1}\n", "wrong.yaml"))
 
 
 def test_round_trip_keeps_awkward_values(write):

@@ -6,10 +6,13 @@ import pytest
 from scipy import stats
 
 from mindvideo.metrics.fewshot import (
+    color_descriptor,
     confusion_matrix,
     episode_accuracy,
     mean_interval,
+    motion_descriptor,
     nearest_mean_scores,
+    rejection_auroc,
     thumbnail_descriptor,
 )
 
@@ -90,3 +93,25 @@ def test_nearest_mean_against_a_loop():
         for n in range(5):
             mean = sum(support[n, k] for k in range(3)) / 3
             assert scores[m, n] == pytest.approx(-(sum((query[m] - mean) ** 2) ** 0.5), rel=1e-12)
+
+
+def test_motion_is_the_second_half_of_the_thumbnails():
+    frames = np.random.default_rng(5).integers(0, 256, (6, 24, 32, 3), dtype=np.uint8)
+    assert np.array_equal(motion_descriptor(frames), thumbnail_descriptor(frames)[576:])
+
+
+def test_colours_are_counted_wherever_they_are():
+    frames = np.random.default_rng(6).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    shares = np.zeros((8, 8, 8))
+    for red, green, blue in frames.reshape(-1, 3) // 32:
+        shares[red, green, blue] += 1 / (3 * 5 * 7)
+    assert np.allclose(color_descriptor(frames), np.sqrt(shares).ravel(), atol=1e-6)
+    shuffled = np.random.default_rng(7).permutation(frames.reshape(-1, 3)).reshape(frames.shape)
+    assert np.array_equal(color_descriptor(shuffled), color_descriptor(frames))
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    knownness = np.array([0.9, 0.4, 0.4, 0.7, 0.4, 0.1])
+    is_known = np.array([1, 1, 1, 0, 0, 0], bool)
+    pairs = [(a > b) + 0.5 * (a == b) for a in knownness[:3] for b in knownness[3:]]
+    assert rejection_auroc(knownness, is_known) == pytest.approx(np.mean(pairs))

@@ -75,11 +75,15 @@ def test_the_result_says_all_that_the_numbers_need(straight):
     assert found["model"] == "arn"
     assert found["dataset"] == "folder"
     assert (found["way"], found["shot"], found["query"]) == (2, 1, 1)
-    for accuracy in (found["metrics"]["accuracy"], found["control"]["accuracy"]):
+    assert set(found["controls"]) == {"thumbnails", "motion", "colours"}
+    for method in (found["metrics"], *found["controls"].values()):
+        accuracy = method["accuracy"]
         assert 0 <= accuracy["value"] <= 1
         assert accuracy["half_width_95"] >= 0
         assert accuracy["n"] == 10
-    assert found["control"]["accuracy"]["value"] == 1  # each class has its own picture
+    assert found["controls"]["thumbnails"]["accuracy"]["value"] == 1  # each class has its own picture
+    strongest = found["controls"][found["strongest_control"]]["accuracy"]["value"]
+    assert strongest == max(method["accuracy"]["value"] for method in found["controls"].values())
     assert found["classes"] == {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f", "g", "h"]}
     assert found["chance"] == 0.5
     assert found["train_episodes"] == EPISODES
@@ -102,7 +106,7 @@ def test_the_report_shows_the_numbers(straight):
 def test_evaluating_the_best_checkpoint_gives_the_run_s_numbers(straight, experiment, tmp_path, name):
     assert evaluate(experiment, tmp_path, straight / name) == 0
     found = result(tmp_path / "tiny-eval")
-    for part in ("metrics", "control"):
+    for part in ("metrics", "controls"):
         assert found[part] == result(straight)[part]
     assert (tmp_path / "tiny-eval" / "report.html").is_file()
 

@@ -82,7 +82,9 @@ class _Episodes:
         start: int,
         stop: int,
         augmentation: Augmentation | None,
+        is_random: bool,
     ):
+        self.is_random = is_random
         self.sampler, self.samples, self.reader = sampler, samples, reader
         self.start, self.stop, self.augmentation = start, stop, augmentation
         self.columns = 4 if augmentation else 2
@@ -93,7 +95,8 @@ class _Episodes:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         number = self.start + int(index)
         episode = self.sampler.episode(number)
-        rng = np.random.default_rng((self.sampler.seed, number, 1))  # 1: another stream than the sampler's
+        # 1: another stream than the sampler's
+        rng = np.random.default_rng((self.sampler.seed, number, 1)) if self.is_random else None
         way, shot = episode.support_NK.shape
         positions = np.concatenate([episode.support_NK.ravel(), episode.query_NQ.ravel(), episode.unknown_U])
         clips = np.stack([self.reader(self.samples[i], rng) for i in positions])
@@ -179,13 +182,15 @@ def load_episodes(
     stop: int,
     workers: int,
     augmentation: Augmentation | None = None,
+    is_random: bool = True,
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Support `[N, K, C, T, H, W]` and query `[M, C, T, H, W]` of the episodes `start` to `stop - 1`.
 
     Queries are ordered by class: query m is of class m // Q; unknown ones come last. With an augmentation also all
     clips augmented, support before query, `[N * K + M, C, T, H, W]`, and the labels drawn, int32 `[N * K + M]`.
+    Unless `is_random`, a video gives the same clip in every episode, as in `load_clips`.
     """
-    yield from _rows(_Episodes(sampler, samples, reader, start, stop, augmentation), workers)
+    yield from _rows(_Episodes(sampler, samples, reader, start, stop, augmentation, is_random), workers)
 
 
 def load_clips(samples: Sequence[Sample], reader: ClipReader, *, workers: int) -> Iterator[np.ndarray]:

@@ -131,7 +131,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], TrainingState]:
         if fields.get("best") is None:
             fields["best"] = float("-inf")
         return values, TrainingState(**fields)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: not a readable checkpoint ({reason}).") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mindvideo.config import REPOSITORY, Config, resolve
@@ -22,13 +22,13 @@ from mindvideo.errors import InputError, VideoError
 
 @dataclass
 class FewShotData:
-    """Samples and episodes by part, how to read clips, the split's absent classes, and videos left out."""
+    """Samples and episodes by part, how to read clips, how split and disk differ, and videos left out."""
 
     parts: dict[str, list[Sample]]
     samplers: dict[str, EpisodeSampler]
     train_reader: ClipReader
     eval_reader: ClipReader
-    absent: dict[str, list[str]]
+    notes: list[str]
     excluded: list[str]
 
     def describe(self) -> dict[str, list[str]]:
@@ -43,7 +43,8 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
     """
     samples, split = _find_samples(config)
     selection = select(read_split(split), samples)
-    for note in selection.notes(parts):
+    notes = selection.notes(parts)
+    for note in notes:
         say(note)
     found = {part: selection.samples[part] for part in parts}
     counts, excluded = _decode_check(config, [sample for members in found.values() for sample in members])
@@ -51,7 +52,7 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
     train_reader, eval_reader = _readers(config, counts)
     _check_lengths(whole, train_reader, eval_reader)
     samplers = {part: _sampler(config, part, members) for part, members in whole.items()}
-    return FewShotData(whole, samplers, train_reader, eval_reader, selection.absent_classes, excluded)
+    return FewShotData(whole, samplers, train_reader, eval_reader, notes, excluded)
 
 
 def dataset_root(config: Config) -> Path:
@@ -80,9 +81,10 @@ def _sampler(config: Config, part: str, samples: list[Sample]) -> EpisodeSampler
     """The episodes of a part. Validation has as many ways as there are classes, if fewer than `eval.way`."""
     shape = config.episode if part == "train" else config.eval
     way = shape.way if part != "val" else max(2, min(shape.way, len({s.label for s in samples})))
+    unknown = shape.unknown if part != "val" else 0
     seed = config.seed + PARTS.index(part)
     try:
-        return EpisodeSampler(samples, way=way, shot=shape.shot, query=shape.query, seed=seed)
+        return EpisodeSampler(samples, way=way, shot=shape.shot, query=shape.query, seed=seed, unknown=unknown)
     except InputError as error:
         raise InputError(f"{part} part: {error}") from error
 
@@ -104,7 +106,8 @@ def _readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, ClipR
     data = config.data
     size = (data.height, data.width)
     crop = (data.crop_scale, 1.0) if data.crop_scale < 1 else None
-    augmented = ClipTransform(size, flip=data.flip, crop_scale=crop, color=data.color)
+    plain = ClipTransform(size, mean=data.mean, std=data.std)
+    augmented = replace(plain, flip=data.flip, crop_scale=crop, color=data.color)
 
     def reader(transform: ClipTransform, sampling: str) -> ClipReader:
         stride = data.stride if sampling == "consecutive" else 1
@@ -112,7 +115,7 @@ def _readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, ClipR
             transform, sampling, data.length, counts, stride=stride, short=data.short, decoder=data.decoder
         )
 
-    return reader(augmented, data.train_sampling), reader(ClipTransform(size), data.eval_sampling)
+    return reader(augmented, data.train_sampling), reader(plain, data.eval_sampling)
 
 
 def _check_lengths(parts: dict[str, list[Sample]], train_reader: ClipReader, eval_reader: ClipReader) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +27,18 @@ from mindvideo.report import (
 from mindvideo.tasks.fewshot_data import FewShotData
 
 if TYPE_CHECKING:
-    from mindvideo.tasks.fewshot import EpisodeResults
+    from mindvideo.tasks.fewshot_episodes import EpisodeResults
 
 
 def write_report(
     folder: Path, config: Config, data: FewShotData, results: EpisodeResults, result: dict[str, Any]
 ) -> None:
     """Write report.html, and its pictures as files of their own under figures/."""
-    accuracy, control = result["metrics"]["accuracy"], result["control"]["accuracy"]
+    accuracy, strongest = result["metrics"]["accuracy"], result["strongest_control"]
+    control = result["controls"][strongest]["accuracy"]
     sections = [
         Figures("Accuracy on unseen classes", [_bars(result), _confusion(results)]),
+        Table("Methods", *_methods(result)),
         Table("Test classes", ("class", "accuracy", "queries"), _class_rows(results)),
         Preformatted("Configuration", to_yaml(config)),
     ]
@@ -45,7 +48,7 @@ def write_report(
     sections.append(Text("How this was measured", _method(config, data)))
     summary = {
         "accuracy": f"{_percent(accuracy)} over {accuracy['n']} episodes",
-        "crude control": f"{_percent(control)} on the same episodes",
+        "strongest control": f"{_percent(control)} on the same episodes ({strongest})",
         "chance": f"{100 * result['chance']:.1f} %",
         "episode": f"{result['way']}-way {result['shot']}-shot, {result['query']} queries a class",
         "training": f"{result['train_episodes']} episodes, {result['train_seconds'] / 60:.1f} min",
@@ -69,19 +72,26 @@ def _bars(result: dict[str, Any]) -> Figure:
         return mean, mean - half, mean + half
 
     chance = 100 * result["chance"]
-    methods = {
-        result["model"]: interval(result["metrics"]["accuracy"]),
-        "crude control": interval(result["control"]["accuracy"]),
-        "chance": (chance, chance, chance),
-    }
+    methods = {result["model"]: interval(result["metrics"]["accuracy"])}
+    methods |= {name: interval(numbers["accuracy"]) for name, numbers in result["controls"].items()}
+    methods["chance"] = (chance, chance, chance)
     title = f"{result['way']}-way {result['shot']}-shot"
     return Figure(
-        "Mean accuracy over test episodes with 95 % intervals. The control sees only tiny thumbnails: a model that "
-        "does not beat it has learnt nothing.",
+        "Mean accuracy over test episodes with 95 % intervals. The controls learn nothing: they take the class whose "
+        "support is nearest in tiny thumbnails, in where these change, or in colours. A model must beat them all.",
         bars({title: methods}, title="Accuracy on unseen classes", y_label="accuracy (%)"),
         "image/png",
-        "bars of accuracy: model, control, chance",
+        "bars of accuracy: model, controls, chance",
     )  # fmt: skip
+
+
+def _methods(result: dict[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    """Header and rows: every metric of the model and of the controls."""
+    names = {"accuracy": "accuracy", "rejection_auroc": "AUROC of rejecting unknown queries"}
+    present = [name for name in names if name in result["metrics"]]
+    methods = {result["model"]: result["metrics"], **result["controls"]}
+    rows = [(method, *(_percent(numbers[name]) for name in present)) for method, numbers in methods.items()]
+    return ("method", *(names[name] for name in present)), rows
 
 
 def _confusion(results: EpisodeResults) -> Figure:
@@ -119,7 +129,7 @@ def _curves(folder: Path) -> list[Figure]:
 def _episodes(config: Config, data: FewShotData, results: EpisodeResults) -> list[Figure]:
     """The first test episodes, one query each, going round the classes."""
     samples, reader = data.parts["test"], data.eval_reader
-    count = min(config.eval.gifs, len(results.scores))
+    count = min(config.eval.gifs, len(results.classes))
     figures = []
     for number in range(count):
         episode = results.sampler.episode(number)
@@ -129,7 +139,7 @@ def _episodes(config: Config, data: FewShotData, results: EpisodeResults) -> lis
             sample = samples[position]
             return read_frames(sample.path, reader.indices(sample, None), reader.decoder)
 
-        scores = results.scores[number, query]
+        scores = results.scores["model"][number, query]
         true = episode.classes[results.labels_M[query]]
         predicted = episode.classes[int(scores.argmax())]
         gif = episode_gif(
@@ -153,15 +163,16 @@ def _class_rows(results: EpisodeResults) -> list[tuple[object, ...]]:
 
 def _method(config: Config, data: FewShotData) -> str:
     shape = config.eval
+    statistics = "its running statistics"
+    if shape.batch_norm == "episode":
+        statistics = "the statistics of each episode, so the queries of an episode see one another"
     parts = [
         f"{shape.episodes} episodes of {shape.way} test classes, drawn with seed {config.seed + 2}; support and query "
         f"clips never come from one source. {config.data.length} frames a clip, {config.data.eval_sampling} sampling, "
         f"{config.data.width}x{config.data.height} pixels. The checkpoint was chosen on validation classes; the test "
-        "classes were used once. The interval is Student's t over episodes. BatchNorm uses running statistics.",
+        f"classes were used once. The interval is Student's t over episodes. BatchNorm uses {statistics}.",
     ]
-    for part, names in data.absent.items():
-        if names:
-            parts.append(f"{part} classes of the split that are not on disk: {', '.join(names)}.")
+    parts += [f"{note}." for note in data.notes]
     if data.excluded:
         parts.append(f"{len(data.excluded)} videos could not be decoded and were left out.")
     return "\n\n".join(parts)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a few-shot model is trained for: its episodes, and beside them the tasks that serve training alone.
+
+N classes of the episode, K support clips a class, M queries (those of no class last), B = N K + M clips.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindvideo.config import Config
+from mindvideo.data.selfsupervision import Augmentation, TemporalJigsaw, make_augmentation
+from mindvideo.errors import InputError
+from mindvideo.losses.fewshot import classification_loss, episode_loss
+from mindvideo.losses.selfsupervised import alignment_loss
+from mindvideo.models.arn import ARN, Discriminator
+from mindvideo.models.layers import initialize
+
+
+def augmentation_of(config: Config) -> Augmentation | None:
+    """The augmentation that `selfsupervision` asks for; InputError if clips or attention units do not allow it."""
+    settings, data = config.selfsupervision, config.data
+    if settings.augmentation == "none":
+        return None
+    augmentation = make_augmentation(
+        settings.augmentation, length=data.length, permutations=settings.permutations, block=settings.block
+    )
+    augmentation.apply(np.zeros((1, data.length, data.height, data.width), np.uint8), 0)
+    unit = "temporal" if settings.augmentation == "temporal_jigsaw" else "spatial"
+    if settings.alignment > 0 and config.model.attention not in (unit, "both"):
+        raise InputError(
+            f"selfsupervision.alignment is {settings.alignment}: {settings.augmentation} aligns {unit} attention, but "
+            f"model.attention is {config.model.attention}; set it to {unit} or both, or the weight to 0."
+        )
+    return augmentation
+
+
+class Objective(nn.Cell):
+    """The training loss of an episode: L + beta L_ss + gamma L_att (eq. 15), plus classification into all classes.
+
+    `heads` serve training alone: checkpoints keep them with the optimizer's state.
+    """
+
+    def __init__(self, model: ARN, config: Config, num_classes: int):
+        """`num_classes` is the number of all training classes."""
+        super().__init__(auto_prefix=False)  # the model's parameters keep their names
+        settings, data, shape = config.selfsupervision, config.data, config.episode
+        self.model, self.kind = model, model.kind
+        self.classify, self.beta, self.gamma = config.loss.classify, settings.weight, settings.alignment
+        self.strictness = settings.strictness
+        self.heads = nn.CellList(auto_prefix=False)
+        self.classifier, self.discriminator, self.orders_KL = None, None, None
+        if self.classify > 0:
+            self.classifier = self._head(nn.Dense(model.num_features, num_classes), "classifier.", config.seed)
+        augmentation = augmentation_of(config)
+        features_THW = (data.length // 4, data.height // 4, data.width // 4)
+        if augmentation is not None and self.beta > 0:
+            discriminator = Discriminator(
+                model.encoder.num_features, features_THW, augmentation.num_classes, momentum=config.model.momentum
+            )
+            self.discriminator = self._head(discriminator, "discriminator.", config.seed)
+        if augmentation is not None and self.gamma > 0:
+            self.orders_KL = Tensor(augmentation.map_order(features_THW))
+        self.over_time = isinstance(augmentation, TemporalJigsaw)
+        labels_M = np.repeat(np.arange(shape.way), shape.query)
+        known = np.eye(shape.way, dtype=np.float32)[labels_M]
+        self.target_MN = Tensor(np.concatenate([known, np.zeros((shape.unknown, shape.way), np.float32)]))
+
+    def _head(self, head: nn.Cell, prefix: str, seed: int) -> nn.Cell:
+        head.update_parameters_name(prefix)
+        initialize(head, seed)
+        self.heads.append(head)
+        return head
+
+    def construct(
+        self,
+        support_NKCTHW: Tensor,
+        query_MCTHW: Tensor,
+        classes_B: Tensor,
+        annealing: Tensor,
+        augmented_BCTHW: Tensor | None = None,
+        labels_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss, and scores `[M, N]`. `classes_B` number the clips' classes among all of training; `annealing` is the
+        weight of wrong evidence; `labels_B` say which augmentation each augmented clip underwent."""
+        support_NK, query_M, temporal, spatial = self.model.encode_episode_with_maps(support_NKCTHW, query_MCTHW)
+        outputs_MN = self.model.relate(support_NK, query_M)
+        loss = episode_loss(self.kind, outputs_MN, self.target_MN, annealing)
+        if self.classifier is not None:
+            vectors = self.model.to_vectors(ops.cat((support_NK.flatten(0, 1), query_M)))
+            loss = loss + self.classify * classification_loss(self.classifier(vectors), classes_B)
+        if self.discriminator is not None or self.orders_KL is not None:
+            phi = self.model.encoder(augmented_BCTHW)
+            if self.discriminator is not None:
+                loss = loss + self.beta * classification_loss(self.discriminator(phi), labels_B)
+            if self.orders_KL is not None:
+                _, temporal_hat, spatial_hat = self.model.attend(phi)
+                own, other = (temporal, temporal_hat) if self.over_time else (spatial, spatial_hat)
+                order_BL = self.orders_KL[labels_B]
+                loss = loss + self.gamma * alignment_loss(own.flatten(1), other.flatten(1), order_BL, self.strictness)
+        return loss, self.model.scores(outputs_MN)
