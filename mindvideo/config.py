@@ -71,7 +71,7 @@ class Field:
 
 
 DATASETS = ("stickfigures", "ucf101", "hmdb51", "kinetics", "mit", "ssv2", "folder", "csv")
-POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_order_pn")
+POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_order_pn", "grid")
 AUGMENTATIONS = ("none", "temporal_jigsaw", "spatial_jigsaw", "rotation")
 SAMPLING = ("uniform", "random", "consecutive", "segments")
 
@@ -84,11 +84,12 @@ SCHEMA: dict[str, Any] = {
     "model": {
         "name": Field("arn", "see `mindvideo models`"),
         "width": Field(64, "feature channels", low=16, high=1024),
+        "input": Field("frames", "what the encoder sees", choices=("frames", "differences")),
         "attention": Field("spatial", "attention units", choices=("none", "spatial", "temporal", "both")),
         "alpha_temporal": Field(1.0, "added to the temporal attention map", low=0.0, high=100.0),
         "alpha_spatial": Field(1.0, "added to the spatial attention map", low=0.0, high=100.0),
         "pooling": Field("second_order_pn", "features to embedding; pn: power normalisation", choices=POOLINGS),
-        "comparator": Field("relation", "query to class", choices=("relation", "distance", "evidential")),
+        "comparator": Field("relation", "query to class", choices=("relation", "distance", "cosine", "evidential")),
         "shots": Field("mean", "support embeddings of a class to one", choices=("mean", "max")),
         "joint": Field(False, "encode support and query in one call, with common BatchNorm statistics"),
         "sigma": Field(100.0, "slope of power normalisation", low=1e-3, high=1e6),
@@ -123,7 +124,8 @@ SCHEMA: dict[str, Any] = {
         "unknown": Field(0, "further queries of none of the classes", low=0, high=1000),
     },
     "loss": {
-        "classify": Field(0.0, "weight of also classifying clips into training classes", low=0.0, high=100.0),
+        "match": Field(1.0, "weight of matching queries with classes", low=0.0, high=100.0),
+        "classify": Field(0.0, "weight of classifying clips into all training classes", low=0.0, high=100.0),
     },
     "selfsupervision": {
         "augmentation": Field("none", "of clips, to be recognised", choices=AUGMENTATIONS),

@@ -93,7 +93,7 @@ def test_any_episode_shape_gives_scores(name, options, way, shot, queries, size)
     clips, (frames, height, width) = way * (shot + queries), (extent // 4 for extent in size)
     assert temporal.shape == (clips, 1, frames, 1, 1)
     assert spatial.shape == (clips, 1, 1, height, width)
-    assert model.to_vectors(query_psi).shape == (way * queries, model.num_features)
+    assert model.to_vectors(query_psi).shape == (way * queries, 1, model.num_features)
     assert model.knownness(model.relate(support_psi, query_psi)).shape == (way * queries,)
 
 
@@ -149,7 +149,7 @@ def test_poolings_are_their_formulas():
         "none": phi, "average": flat.mean(2), "average_pn": np.tanh(3.5 * flat.mean(2)), "max": flat.max(2),
         "second_order": second_order, "second_order_pn": np.tanh(3.5 * second_order),
     }  # fmt: skip
-    assert set(expected) == set(POOLINGS)
+    assert set(expected) == set(POOLINGS) - {"grid"}
     for kind, psi in expected.items():
         pooled = Pooling(kind, sigma=7.0)(Tensor(phi.astype(np.float32))).asnumpy()
         np.testing.assert_allclose(pooled, psi, atol=5e-7, err_msg=kind)

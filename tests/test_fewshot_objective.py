@@ -86,7 +86,7 @@ def test_the_loss_is_the_sum_of_its_parts(configure, name, attention):
     order = Tensor(augmentation.map_order((2, 8, 8))[labels.asnumpy()])
     parts = [
         episode_loss("relation", outputs, target, annealing),
-        0.3 * classification_loss(objective.classifier(Tensor(vectors)), classes),
+        0.3 * classification_loss(objective.classifiers[0](Tensor(vectors)), classes),
         0.3 * classification_loss(objective.discriminator(phi), labels),
         0.2 * alignment_loss(own.flatten(1), other.flatten(1), order, 0.1),
     ]
@@ -116,7 +116,7 @@ def test_a_step_in_graph_mode_equals_one_by_one(configure, name, attention):
     (loss, scores, weights), (loss_, scores_, weights_) = ends
     assert loss == pytest.approx(loss_, rel=1e-5)
     np.testing.assert_allclose(scores, scores_, atol=1e-5)
-    assert {name.split(".")[0] for name in weights} >= {"encoder", "comparator", "classifier", "discriminator"}
+    assert {name.split(".")[0] for name in weights} >= {"encoder", "comparator", "classifier0", "discriminator"}
     for key, value in weights.items():
         np.testing.assert_allclose(value, weights_[key], atol=2e-5, err_msg=key)
 
@@ -132,6 +132,26 @@ def test_unknown_queries_are_pushed_away_from_every_class(configure):
     target = np.concatenate([np.eye(2, dtype=np.float32)[[0, 0, 1, 1]], np.zeros((2, 2), np.float32)])
     assert float(loss) == pytest.approx(float(episode_loss("evidential", outputs, Tensor(target), annealing)), rel=1e-5)
     assert len(objective.heads) == 0
+
+
+def test_each_stream_is_classified_by_itself(configure):
+    config = configure("model.name=two_stream", "loss.match=0.5", "loss.classify=2")
+    model = create_model("two_stream", width=16, momentum=1.0)
+    initialize(model, 3)
+    objective = Objective(model, config, NUM_CLASSES).set_train()
+    support, query, classes, annealing = batch = batch_of(config)
+    loss, scores = make_step(objective, nn.SGD(model.trainable_params(), learning_rate=0.0))(*batch)
+    support_psi, query_psi = model.encode_episode(support, query)
+    psi = np.concatenate([support_psi.asnumpy()[:, 0], query_psi.asnumpy()])
+    assert psi.shape == (6, 2, 9, 16)
+    target = Tensor(np.eye(2, dtype=np.float32)[[0, 0, 1, 1]])
+    parts = [0.5 * episode_loss("cosine", model.relate(support_psi, query_psi), target, annealing)]
+    for stream, classifier in enumerate(objective.classifiers):
+        logits = classifier(Tensor(psi[:, stream].mean(axis=1)))
+        parts.append(2 * classification_loss(logits, classes))
+    assert len(parts) == 3
+    assert float(loss) == pytest.approx(sum(map(float, parts)), rel=1e-5)
+    np.testing.assert_allclose(scores.asnumpy().sum(axis=1), 1, rtol=1e-5)
 
 
 def test_what_cannot_be_is_refused(configure):

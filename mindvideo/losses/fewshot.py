@@ -13,13 +13,13 @@ from mindspore import Tensor, ops
 
 
 def episode_loss(comparator: str, outputs_MN: Tensor, target_MN: Tensor, annealing: Tensor | float = 1.0) -> Tensor:
-    """The loss that goes with the outputs of a "relation", "distance" or "evidential" comparator.
+    """The loss that goes with the outputs of a "relation", "distance", "cosine" or "evidential" comparator.
 
     `annealing` in [0, 1] serves the last alone: see `evidential_loss` and `annealing_weight`.
     """
     if comparator == "relation":
         return relation_loss(outputs_MN, target_MN)
-    if comparator == "distance":
+    if comparator in ("distance", "cosine"):
         return prototype_loss(outputs_MN, target_MN)
     return evidential_loss(outputs_MN, target_MN, annealing)
 

@@ -3,6 +3,7 @@
 
 from mindvideo.models import arn as _arn  # noqa: F401  (importing a file registers its models)
 from mindvideo.models import i3d as _i3d  # noqa: F401
+from mindvideo.models import two_stream as _two_stream  # noqa: F401
 from mindvideo.models.registry import create_model, describe, list_models, options_of
 
 __all__ = ["create_model", "describe", "list_models", "options_of"]

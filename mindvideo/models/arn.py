@@ -21,10 +21,11 @@ from mindvideo.errors import InputError
 from mindvideo.models.c3d import Conv4Encoder
 from mindvideo.models.layers import BatchNormReLU, MaxPool, conv3d, enter, leave
 from mindvideo.models.registry import register
-from mindvideo.models.relation import READINGS, Distance, MapRelation, MatrixRelation, VectorRelation, pair_up
+from mindvideo.models.relation import READINGS, Cosine, Distance, MapRelation, MatrixRelation, VectorRelation, pair_up
 
 ATTENTION = ("none", "spatial", "temporal", "both")
-POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_order_pn")
+POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_order_pn", "grid")
+INPUTS = ("frames", "differences")
 SHOTS = ("mean", "max")
 
 
@@ -99,6 +100,18 @@ def _maximum(phi_BCTHW: Tensor) -> Tensor:
     return phi_BCTHW.max(axis=(2, 3, 4))
 
 
+def _grid(phi_BCTHW: Tensor) -> Tensor:
+    """Averages `[B, 9, C]` over time in the cells of a 3x3 grid, row by row; H and W are at least 3."""
+    phi_BCHW = phi_BCTHW.mean(axis=2)
+    height, width = phi_BCHW.shape[2:]
+    cells = []
+    for i in range(3):
+        row = phi_BCHW[:, :, height * i // 3 : height * (i + 1) // 3]
+        for j in range(3):
+            cells.append(row[..., width * j // 3 : width * (j + 1) // 3].mean(axis=(2, 3)))
+    return ops.stack(cells, axis=1)
+
+
 def _autocorrelation(phi_BCTHW: Tensor) -> Tensor:
     """A / trace(A) `[B, C, C]` with A = Phi Phi^T / (T H W) (eq. 3); all-zero features give a zero matrix."""
     phi_BCN = phi_BCTHW.flatten(2)
@@ -118,12 +131,19 @@ def power_normalize(x: Tensor, sigma: float) -> Tensor:
     return -y / (y + 2.0)
 
 
-_REDUCTIONS = {"none": _unchanged, "average": _average, "max": _maximum, "second_order": _autocorrelation}
+_REDUCTIONS = {
+    "none": _unchanged,
+    "average": _average,
+    "max": _maximum,
+    "second_order": _autocorrelation,
+    "grid": _grid,
+}
 
 
 class Pooling(nn.Cell):
     """Features `[B, C, T, H, W]` to the embedding Psi: as they are, or `[B, C]`, or `[B, C, C]` (Table 5).
 
+    "grid", which is not the paper's, keeps roughly where things are: the averages of nine cells, `[B, 9, C]`.
     `kind` is one of `POOLINGS`; "_pn" ends in power normalisation, eta(x) = tanh(sigma x / 2) for each element (eq. 5).
     The matrices' entries are about 1 / C, for which `sigma` is meant; averages are about 1, so that "average_pn" is all
     ones, without gradient, unless `sigma` is about 1 too.
@@ -182,9 +202,12 @@ class ARN(nn.Cell):
     `kind` names the comparator, which decides the loss, and `num_features` is the length of `to_vectors`.
     """
 
+    num_streams = 1
+
     def __init__(
         self,
         *,
+        input: str = "frames",
         width: int = 64,
         attention: str = "spatial",
         alpha_temporal: float = 1.0,
@@ -196,11 +219,13 @@ class ARN(nn.Cell):
         sigma: float = 100.0,
         momentum: float = 0.1,
     ):
-        """`width` is the number of feature channels; `attention`, `pooling`, `comparator` and `shots` (how the
+        """`input` says whether the encoder sees the frames or how each differs from the one before, that is motion;
+        `width` is the number of feature channels; `attention`, `pooling`, `comparator` and `shots` (how the
         embeddings of a class become one) are among `ATTENTION`, `POOLINGS`, `READINGS` and `SHOTS`, or it is an
         InputError; the alphas are those of eq. 7-8 and serve the units that are there; `sigma` is the slope of power
         normalisation, `momentum` the weight of the newest batch in BatchNorm's running statistics."""
         super().__init__()
+        _check("input", input, INPUTS)
         _check("attention", attention, ATTENTION)
         _check("pooling", pooling, POOLINGS)
         _check("comparator", comparator, READINGS)
@@ -212,9 +237,15 @@ class ARN(nn.Cell):
         self.spatial_attention = SpatialAttention(width, momentum=momentum) if has_spatial else None
         self.pooling = Pooling(pooling, sigma=sigma)
         self.comparator = _make_comparator(comparator, pooling, width, momentum)
+        self.takes_differences = input == "differences"
         self.take_maximum, self.joint, self.kind = shots == "max", joint, comparator
         self.to_outputs, self.to_scores, self.to_knownness = READINGS[comparator]
         self.num_features = width * width if pooling.startswith("second_order") else width
+        self.averages_cells = pooling == "grid"
+
+    def features(self, clips_BCTHW: Tensor) -> Tensor:
+        """Clips to features Phi `[B, C, T', H', W']`."""
+        return self.encoder(differences(clips_BCTHW) if self.takes_differences else clips_BCTHW)
 
     def attend(self, phi_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Phi* (eq. 7-8), the temporal map `[B, 1, T, 1, 1]` and the spatial map `[B, 1, 1, H, W]`.
@@ -234,7 +265,7 @@ class ARN(nn.Cell):
 
     def encode_with_maps(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Clips to embeddings Psi `[B, ...]` and the two maps of `attend`."""
-        weighted, temporal, spatial = self.attend(self.encoder(clips_BCTHW))
+        weighted, temporal, spatial = self.attend(self.features(clips_BCTHW))
         return self.pooling(weighted), temporal, spatial
 
     def encode(self, clips_BCTHW: Tensor) -> Tensor:
@@ -284,8 +315,13 @@ class ARN(nn.Cell):
         return self.scores(self.relate(support_NK, query_M))
 
     def to_vectors(self, psi_B: Tensor) -> Tensor:
-        """Embeddings as vectors `[B, num_features]` for a linear classifier: maps averaged, matrices flattened."""
-        return psi_B.mean(axis=(2, 3, 4)) if psi_B.ndim == 5 else psi_B.flatten(1)
+        """Embeddings as vectors `[B, 1, num_features]` for a linear classifier of each stream, here one: maps and
+        cells averaged, matrices flattened."""
+        if psi_B.ndim == 5:
+            return psi_B.mean(axis=(2, 3, 4)).expand_dims(1)
+        if self.averages_cells:
+            return psi_B.mean(axis=1, keepdims=True)
+        return psi_B.flatten(1).expand_dims(1)
 
     def construct(self, support_NKCTHW: Tensor, query_MCTHW: Tensor) -> Tensor:
         support_NK, query_M = self.encode_episode(support_NKCTHW, query_MCTHW)
@@ -297,12 +333,21 @@ def _check(option: str, value: str, allowed: Collection[str]) -> None:
         raise InputError(f"model option {option} is {value!r}; it must be one of {', '.join(allowed)}.")
 
 
+def differences(clips_BCTHW: Tensor) -> Tensor:
+    """Each frame but the first less the one before it: `[B, C, T - 1, H, W]`."""
+    return clips_BCTHW[:, :, 1:] - clips_BCTHW[:, :, :-1]
+
+
 def _make_comparator(comparator: str, pooling: str, width: int, momentum: float) -> nn.Cell:
     """The network for the embeddings that `pooling` gives."""
-    if comparator == "distance":
-        return Distance()
+    if comparator in ("distance", "cosine"):
+        return Distance() if comparator == "distance" else Cosine()
     if pooling == "none":
         return MapRelation(width, momentum=momentum)
+    if pooling == "grid":
+        raise InputError(
+            f"model option pooling is grid; that goes with comparator distance or cosine, not {comparator}."
+        )
     if not pooling.startswith("second_order"):
         return VectorRelation(width)
     if width < 16:
@@ -313,6 +358,7 @@ def _make_comparator(comparator: str, pooling: str, width: int, momentum: float)
 @register
 def arn(
     *,
+    input: str = "frames",
     width: int = 64,
     attention: str = "spatial",
     alpha_temporal: float = 1.0,
@@ -326,8 +372,8 @@ def arn(
 ) -> ARN:
     """ARN with the Conv-4-64 encoder; with the default options it has the spatial attention unit."""
     return ARN(
-        width=width, attention=attention, alpha_temporal=alpha_temporal, alpha_spatial=alpha_spatial, pooling=pooling,
-        comparator=comparator, shots=shots, joint=joint, sigma=sigma, momentum=momentum,
+        input=input, width=width, attention=attention, alpha_temporal=alpha_temporal, alpha_spatial=alpha_spatial,
+        pooling=pooling, comparator=comparator, shots=shots, joint=joint, sigma=sigma, momentum=momentum,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ Each network maps pairs of embeddings, the class first, to one logit a pair:
     VectorRelation   pooled vectors                       ARN, Table 5
     MapRelation      feature maps                         RelationNet (Sung et al., CVPR 2018) in three dimensions
     Distance         anything                             ProtoNet (Snell et al., NeurIPS 2017), without parameters
+    Cosine           anything                             Matching by angle, without parameters
 
 `READINGS` says what the logits of all pairs of an episode mean. P pairs, M queries, N classes, C channels, T frames,
 H height, W width.
@@ -111,6 +112,23 @@ class Distance(nn.Cell):
         return -channels * ops.square(pairs_P2C[:, 0] - pairs_P2C[:, 1]).flatten(1).mean(axis=1)
 
 
+class Cosine(nn.Cell):
+    """Pairs `[P, 2, ...]` of embeddings to logits `[P]`: `scale` times the cosine of the angle between them.
+
+    Embeddings of several streams, `[S, 9, C]` each, count by the mean of their cosines.
+    """
+
+    def __init__(self, *, scale: float = 10.0):
+        super().__init__()
+        self.scale = scale
+
+    def construct(self, pairs_P2: Tensor) -> Tensor:
+        streams = pairs_P2.shape[2] if pairs_P2.ndim == 5 else 1
+        x_P2SD = pairs_P2.reshape((pairs_P2.shape[0], 2, streams, -1))
+        x_P2SD = x_P2SD / ops.sqrt((x_P2SD * x_P2SD).sum(axis=3, keepdims=True) + 1e-8)
+        return self.scale * (x_P2SD[:, 0] * x_P2SD[:, 1]).sum(axis=2).mean(axis=1)
+
+
 def pair_up(classes: Tensor, queries: Tensor) -> Tensor:
     """All pairs `[M N, 2, ...]` of embeddings `[N, ...]` and `[M, ...]`, query by query."""
     shape = (queries.shape[0], *classes.shape)
@@ -157,6 +175,7 @@ READINGS = {
     "relation": Reading(outputs=ops.sigmoid, scores=_unchanged, knownness=_largest),
     # Classes compete: softmax. Its probabilities sum to one for strangers too, the distance to the nearest tells.
     "distance": Reading(outputs=_unchanged, scores=_softmax, knownness=_largest),
+    "cosine": Reading(outputs=_unchanged, scores=_softmax, knownness=_largest),
     # Evidence e for a Dirichlet distribution alpha = e + 1 over the classes (Sensoy et al., NeurIPS 2018); knownness
     # is 1 - u with u = N / sum(alpha). Softplus, because exp must be clipped, and then all well-known queries have the
     # same u, and ReLU has no gradient once its evidence is gone.

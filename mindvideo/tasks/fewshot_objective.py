@@ -37,7 +37,8 @@ def augmentation_of(config: Config) -> Augmentation | None:
 
 
 class Objective(nn.Cell):
-    """The training loss of an episode: L + beta L_ss + gamma L_att (eq. 15), plus classification into all classes.
+    """The training loss of an episode: L + beta L_ss + gamma L_att (eq. 15), plus classification into all classes by
+    each stream of the model.
 
     `heads` serve training alone: checkpoints keep them with the optimizer's state.
     """
@@ -47,14 +48,18 @@ class Objective(nn.Cell):
         super().__init__(auto_prefix=False)  # the model's parameters keep their names
         settings, data, shape = config.selfsupervision, config.data, config.episode
         self.model, self.kind = model, model.kind
-        self.classify, self.beta, self.gamma = config.loss.classify, settings.weight, settings.alignment
+        self.match, self.classify = config.loss.match, config.loss.classify
+        self.beta, self.gamma = settings.weight, settings.alignment
         self.strictness = settings.strictness
         self.heads = nn.CellList(auto_prefix=False)
-        self.classifier, self.discriminator, self.orders_KL = None, None, None
-        if self.classify > 0:
-            self.classifier = self._head(nn.Dense(model.num_features, num_classes), "classifier.", config.seed)
+        self.classifiers = nn.CellList(auto_prefix=False)
+        self.discriminator, self.orders_KL = None, None
+        for stream in range(model.num_streams if self.classify > 0 else 0):
+            head = nn.Dense(model.num_features, num_classes)
+            self.classifiers.append(self._head(head, f"classifier{stream}.", config.seed))
         augmentation = augmentation_of(config)
-        features_THW = (data.length // 4, data.height // 4, data.width // 4)
+        frames = data.length - 1 if model.takes_differences else data.length
+        features_THW = (frames // 4, data.height // 4, data.width // 4)
         if augmentation is not None and self.beta > 0:
             discriminator = Discriminator(
                 model.encoder.num_features, features_THW, augmentation.num_classes, momentum=config.model.momentum
@@ -86,12 +91,13 @@ class Objective(nn.Cell):
         weight of wrong evidence; `labels_B` say which augmentation each augmented clip underwent."""
         support_NK, query_M, temporal, spatial = self.model.encode_episode_with_maps(support_NKCTHW, query_MCTHW)
         outputs_MN = self.model.relate(support_NK, query_M)
-        loss = episode_loss(self.kind, outputs_MN, self.target_MN, annealing)
-        if self.classifier is not None:
-            vectors = self.model.to_vectors(ops.cat((support_NK.flatten(0, 1), query_M)))
-            loss = loss + self.classify * classification_loss(self.classifier(vectors), classes_B)
+        loss = self.match * episode_loss(self.kind, outputs_MN, self.target_MN, annealing)
+        if len(self.classifiers) > 0:
+            vectors_BSD = self.model.to_vectors(ops.cat((support_NK.flatten(0, 1), query_M)))
+            for stream, classifier in enumerate(self.classifiers):
+                loss = loss + self.classify * classification_loss(classifier(vectors_BSD[:, stream]), classes_B)
         if self.discriminator is not None or self.orders_KL is not None:
-            phi = self.model.encoder(augmented_BCTHW)
+            phi = self.model.features(augmented_BCTHW)
             if self.discriminator is not None:
                 loss = loss + self.beta * classification_loss(self.discriminator(phi), labels_B)
             if self.orders_KL is not None:
