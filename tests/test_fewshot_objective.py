@@ -155,13 +155,9 @@ def test_each_stream_is_classified_by_itself(configure):
 
 
 def test_what_cannot_be_is_refused(configure):
-    with pytest.raises(InputError, match=r"selfsupervision.alignment.*temporal_jigsaw.*model.attention is spatial"):
-        augmentation_of(
-            configure(
-                "selfsupervision.augmentation=temporal_jigsaw", "selfsupervision.permutations=2",
-                "selfsupervision.alignment=0.1",
-            )
-        )  # fmt: skip
+    jigsaw = "selfsupervision.augmentation=temporal_jigsaw", "selfsupervision.permutations=2"
+    with pytest.raises(InputError, match=r"selfsupervision.alignment.*temporal_jigsaw.*model.attention=temporal"):
+        objective_of(configure(*jigsaw, "selfsupervision.alignment=0.1"))
     with pytest.raises(InputError, match="square"):
         augmentation_of(configure("selfsupervision.augmentation=rotation", "data.width=48"))
     with pytest.raises(InputError, match="2 blocks"):

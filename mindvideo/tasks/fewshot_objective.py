@@ -19,7 +19,7 @@ from mindvideo.models.layers import initialize
 
 
 def augmentation_of(config: Config) -> Augmentation | None:
-    """The augmentation that `selfsupervision` asks for; InputError if clips or attention units do not allow it."""
+    """The augmentation that `selfsupervision` asks for; InputError if its clips do not allow it."""
     settings, data = config.selfsupervision, config.data
     if settings.augmentation == "none":
         return None
@@ -27,12 +27,6 @@ def augmentation_of(config: Config) -> Augmentation | None:
         settings.augmentation, length=data.length, permutations=settings.permutations, block=settings.block
     )
     augmentation.apply(np.zeros((1, data.length, data.height, data.width), np.uint8), 0)
-    unit = "temporal" if settings.augmentation == "temporal_jigsaw" else "spatial"
-    if settings.alignment > 0 and config.model.attention not in (unit, "both"):
-        raise InputError(
-            f"selfsupervision.alignment is {settings.alignment}: {settings.augmentation} aligns {unit} attention, but "
-            f"model.attention is {config.model.attention}; set it to {unit} or both, or the weight to 0."
-        )
     return augmentation
 
 
@@ -44,7 +38,7 @@ class Objective(nn.Cell):
     """
 
     def __init__(self, model: ARN, config: Config, num_classes: int):
-        """`num_classes` is the number of all training classes."""
+        """`num_classes` is the number of all training classes. InputError where attention to align is missing."""
         super().__init__(auto_prefix=False)  # the model's parameters keep their names
         settings, data, shape = config.selfsupervision, config.data, config.episode
         self.model, self.kind = model, model.kind
@@ -65,9 +59,10 @@ class Objective(nn.Cell):
                 model.encoder.num_features, features_THW, augmentation.num_classes, momentum=config.model.momentum
             )
             self.discriminator = self._head(discriminator, "discriminator.", config.seed)
-        if augmentation is not None and self.gamma > 0:
-            self.orders_KL = Tensor(augmentation.map_order(features_THW))
         self.over_time = isinstance(augmentation, TemporalJigsaw)
+        if augmentation is not None and self.gamma > 0:
+            _check_unit(model, settings, "temporal" if self.over_time else "spatial")
+            self.orders_KL = Tensor(augmentation.map_order(features_THW))
         labels_M = np.repeat(np.arange(shape.way), shape.query)
         known = np.eye(shape.way, dtype=np.float32)[labels_M]
         self.target_MN = Tensor(np.concatenate([known, np.zeros((shape.unknown, shape.way), np.float32)]))
@@ -106,3 +101,11 @@ class Objective(nn.Cell):
                 order_BL = self.orders_KL[labels_B]
                 loss = loss + self.gamma * alignment_loss(own.flatten(1), other.flatten(1), order_BL, self.strictness)
         return loss, self.model.scores(outputs_MN)
+
+
+def _check_unit(model: ARN, settings: Config, unit: str) -> None:
+    if (model.temporal_attention if unit == "temporal" else model.spatial_attention) is None:
+        raise InputError(
+            f"selfsupervision.alignment is {settings.alignment}: {settings.augmentation} aligns {unit} attention, "
+            f"which the model does not have; set model.attention={unit} (of arn), or the weight to 0."
+        )

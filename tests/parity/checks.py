@@ -14,13 +14,24 @@ from numpy.lib.npyio import NpzFile
 from tests.parity import recipe
 
 
+ABSENT = pytest.mark.skip(reason="no golden arrays")
+
+
 def each(pattern: str) -> pytest.MarkDecorator:
     """Run a test on every golden file of this pattern; without golden arrays, skip it."""
     files = recipe.golden_files("arn", pattern)
-    return pytest.mark.parametrize(
-        "path", files or [pytest.param(None, marks=pytest.mark.skip(reason="no golden arrays"))],
-        ids=lambda p: p.stem if p else "absent",
-    )  # fmt: skip
+    return pytest.mark.parametrize("path", files or [pytest.param(None, marks=ABSENT)], ids=lambda p: p and p.stem)
+
+
+def each_group(pattern: str, ending: str) -> pytest.MarkDecorator:
+    """Likewise on every group `key` of arrays of every such file: those that have an array `key/ending`."""
+    groups = [
+        pytest.param(path, name.removesuffix(f"/{ending}"), id=f"{path.stem}-{name.removesuffix(f'/{ending}')}")
+        for path in recipe.golden_files("arn", pattern)
+        for name in np.load(path).files
+        if name.endswith(f"/{ending}")
+    ]
+    return pytest.mark.parametrize(("path", "key"), groups or [pytest.param(None, None, marks=ABSENT)])
 
 
 def value(golden: NpzFile, key: str) -> np.ndarray:
