@@ -216,7 +216,7 @@ def test_the_discriminator_takes_features_of_any_size(size):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("attention", "temprol"), ("pooling", "sum"), ("comparator", "cosine"), ("shots", "median")]
+    ("option", "value"), [("attention", "temprol"), ("pooling", "sum"), ("comparator", "angle"), ("shots", "median")]
 )
 def test_an_unknown_choice_lists_those_there_are(option, value):
     with pytest.raises(InputError, match=f"model option {option} is '{value}'; it must be one of "):

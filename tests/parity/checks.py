@@ -13,7 +13,6 @@ from numpy.lib.npyio import NpzFile
 
 from tests.parity import recipe
 
-
 ABSENT = pytest.mark.skip(reason="no golden arrays")
 
 
