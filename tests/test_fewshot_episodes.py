@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring episodes: both BatchNorm policies against the model called directly, rejection against brute force."""
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -33,9 +34,13 @@ def run(model, samples, reader, batch_norm, **options):
     )
 
 
+def back_to_graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 @pytest.mark.parametrize("batch_norm", ["running", "episode"])
 @pytest.mark.parametrize("comparator", ["relation", "distance", "evidential"])
-def test_scores_are_those_of_the_model(samples, reader, batch_norm, comparator):
+def test_scores_are_those_of_the_model(samples, reader, batch_norm, comparator, request):
     model = create_model("arn", width=16, comparator=comparator, momentum=0.5)
     initialize(model, 1)
     model.encoder.block1.norm.moving_mean.set_data(Tensor(np.full(16, 0.1, np.float32)))
@@ -44,6 +49,8 @@ def test_scores_are_those_of_the_model(samples, reader, batch_norm, comparator):
     for name, parameter in model.parameters_and_names():
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name], err_msg=name)
     clips = np.stack([reader(sample) for sample in samples])
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    request.addfinalizer(back_to_graph_mode)
     for number in range(4):
         episode = results.sampler.episode(number)
         model.set_train(batch_norm == "episode")

@@ -67,7 +67,15 @@ def with_augmentation(configure, name, attention):
     return config, make_augmentation(name, length=8, permutations=2)
 
 
+@pytest.fixture
+def _one_by_one():
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 @EVERY_AUGMENTATION
+@pytest.mark.usefixtures("_one_by_one")
 def test_the_loss_is_the_sum_of_its_parts(configure, name, attention):
     config, augmentation = with_augmentation(configure, name, attention)
     objective = objective_of(config)
@@ -121,6 +129,7 @@ def test_a_step_in_graph_mode_equals_one_by_one(configure, name, attention):
         np.testing.assert_allclose(value, weights_[key], atol=2e-5, err_msg=key)
 
 
+@pytest.mark.usefixtures("_one_by_one")
 def test_unknown_queries_are_pushed_away_from_every_class(configure):
     config = configure("episode.unknown=2", "loss.classify=0", "model.comparator=evidential")
     objective = objective_of(config)
@@ -134,13 +143,14 @@ def test_unknown_queries_are_pushed_away_from_every_class(configure):
     assert len(objective.heads) == 0
 
 
+@pytest.mark.usefixtures("_one_by_one")
 def test_each_stream_is_classified_by_itself(configure):
     config = configure("model.name=two_stream", "loss.match=0.5", "loss.classify=2")
     model = create_model("two_stream", width=16, momentum=1.0)
     initialize(model, 3)
     objective = Objective(model, config, NUM_CLASSES).set_train()
     support, query, classes, annealing = batch = batch_of(config)
-    loss, scores = make_step(objective, nn.SGD(model.trainable_params(), learning_rate=0.0))(*batch)
+    loss, scores = objective(*batch)
     support_psi, query_psi = model.encode_episode(support, query)
     psi = np.concatenate([support_psi.asnumpy()[:, 0], query_psi.asnumpy()])
     assert psi.shape == (6, 2, 9, 16)

@@ -12,7 +12,7 @@ from mindvideo.tasks.fewshot import make_model
 from mindvideo.tasks.fewshot_objective import Objective, augmentation_of
 
 SHIPPED = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-SIZE = 32
+SIZE = 16
 ROWS = (
     "protonet", "relationnet", "sosn", "ta", "sa", "sata", "ts_temporal_jigsaw", "ss_spatial_jigsaw", "ss_rotation",
     "tsa_temporal_jigsaw", "ssa_spatial_jigsaw", "ssa_rotation",
