@@ -53,10 +53,8 @@ def both_modes(cell, *inputs):
         grads = grads if isinstance(grads, tuple) else (grads,)
         return [a.asnumpy() for a in (f(*tensors), *grads)]
 
-    pynative, graph, again = (
-        run(forward, gradients),
-        *(run(ms.jit(forward), ms.jit(gradients)) for _ in range(2)),
-    )
+    compiled = ms.jit(forward), ms.jit(gradients)
+    pynative, graph, again = run(forward, gradients), run(*compiled), run(*compiled)
     for a, b, c in zip(pynative, graph, again, strict=True):
         assert np.array_equal(a, b)
         assert np.array_equal(b, c)
