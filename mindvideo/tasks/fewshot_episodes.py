@@ -81,42 +81,28 @@ def run_episodes(
     so each clip is encoded once, `batch` at a time. With "episode" it uses those of the episode's support clips, query
     clips and pairs, as in training: the queries then see one another (transductive), and every episode is encoded anew.
     """
-    with _statistics(model, batch_norm):
-        return _run(model, sampler, samples, reader, num_episodes, batch, workers, alone=batch_norm == "running")
-
-
-def _run(
-    model: ARN,
-    sampler: EpisodeSampler,
-    samples: list[Sample],
-    reader: ClipReader,
-    num_episodes: int,
-    batch: int,
-    workers: int,
-    *,
-    alone: bool,
-) -> EpisodeResults:
-    """`alone`: a clip's embedding does not depend on the episode."""
-    embeddings, descriptors = _encode_all(model if alone else None, samples, reader, batch=batch, workers=workers)
-    judged = (
-        _of_embeddings(model, sampler, embeddings, num_episodes)
-        if alone
-        else _of_episodes(model, sampler, samples, reader, num_episodes, workers)
-    )
+    alone = batch_norm == "running"
     scores: dict[str, list[np.ndarray]] = {method: [] for method in ("model", *metrics.CONTROLS)}
     knownness: dict[str, list[np.ndarray]] = {method: [] for method in scores}
     classes = []
-    with progress_bar("episodes", num_episodes) as progress:
-        for number, (own_scores, own_knownness) in enumerate(judged):
-            episode = sampler.episode(number)
-            scores["model"].append(own_scores)
-            knownness["model"].append(own_knownness)
-            for name, descriptor_SD in descriptors.items():
-                support_NKD, query_MD = descriptor_SD[episode.support_NK], descriptor_SD[queries(episode)]
-                scores[name].append(metrics.nearest_mean_scores(support_NKD, query_MD))
-                knownness[name].append(scores[name][-1].max(axis=1))
-            classes.append(episode.classes)
-            progress(number + 1)
+    with _statistics(model, batch_norm):
+        embeddings, descriptors = _encode_all(model if alone else None, samples, reader, batch=batch, workers=workers)
+        judged = (
+            _of_embeddings(model, sampler, embeddings, num_episodes)
+            if alone
+            else _of_episodes(model, sampler, samples, reader, num_episodes, workers)
+        )
+        with progress_bar("episodes", num_episodes) as progress:
+            for number, (own_scores, own_knownness) in enumerate(judged):
+                episode = sampler.episode(number)
+                scores["model"].append(own_scores)
+                knownness["model"].append(own_knownness)
+                for name, descriptor_SD in descriptors.items():
+                    support_NKD, query_MD = descriptor_SD[episode.support_NK], descriptor_SD[queries(episode)]
+                    scores[name].append(metrics.nearest_mean_scores(support_NKD, query_MD))
+                    knownness[name].append(scores[name][-1].max(axis=1))
+                classes.append(episode.classes)
+                progress(number + 1)
     return EpisodeResults(sampler, classes, _stacked(scores), _stacked(knownness))
 
 
