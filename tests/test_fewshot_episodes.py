@@ -10,6 +10,7 @@ from mindvideo.data.datasets import READERS
 from mindvideo.data.episodes import EpisodeSampler
 from mindvideo.data.loader import ClipReader
 from mindvideo.data.transforms import ClipTransform
+from mindvideo.metrics.fewshot import CONTROLS
 from mindvideo.models import create_model
 from mindvideo.models.layers import initialize
 from mindvideo.tasks.fewshot_episodes import queries, run_episodes
@@ -30,7 +31,15 @@ def reader(samples):
 def run(model, samples, reader, batch_norm, **options):
     sampler = EpisodeSampler(samples, way=2, shot=2, query=2, seed=3, unknown=3)
     return run_episodes(
-        model, sampler, samples, reader, num_episodes=4, batch=6, batch_norm=batch_norm, **{"workers": 1, **options}
+        model,
+        sampler,
+        samples,
+        reader,
+        num_episodes=4,
+        batch=6,
+        batch_norm=batch_norm,
+        controls=CONTROLS,
+        **{"workers": 1, **options},
     )
 
 

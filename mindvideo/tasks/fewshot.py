@@ -163,6 +163,7 @@ def _run(config: Config, data: FewShotData, model: ARN, part: str, num_episodes:
     return run_episodes(
         model, data.samplers[part], data.parts[part], data.eval_reader, num_episodes=num_episodes,
         batch=config.eval.batch, workers=config.data.workers, batch_norm=config.eval.batch_norm,
+        controls=metrics.CONTROLS if part == "test" else {},
     )  # fmt: skip
 
 

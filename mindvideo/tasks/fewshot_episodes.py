@@ -8,7 +8,7 @@ S samples.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -74,19 +74,23 @@ def run_episodes(
     batch: int,
     workers: int,
     batch_norm: str,
+    controls: Mapping[str, Callable[[np.ndarray], np.ndarray]],
 ) -> EpisodeResults:
-    """Score episodes 0 to `num_episodes` - 1. Frames are chosen without randomness.
+    """Score episodes 0 to `num_episodes` - 1 with the model and with `controls`, descriptors of raw frames by name.
+
+    Frames are chosen without randomness.
 
     With `batch_norm` "running" BatchNorm uses its running statistics: a clip's embedding is the same in every episode,
     so each clip is encoded once, `batch` at a time. With "episode" it uses those of the episode's support clips, query
     clips and pairs, as in training: the queries then see one another (transductive), and every episode is encoded anew.
     """
     alone = batch_norm == "running"
-    scores: dict[str, list[np.ndarray]] = {method: [] for method in ("model", *metrics.CONTROLS)}
+    scores: dict[str, list[np.ndarray]] = {method: [] for method in ("model", *controls)}
     knownness: dict[str, list[np.ndarray]] = {method: [] for method in scores}
     classes = []
     with _statistics(model, batch_norm):
-        embeddings, descriptors = _encode_all(model if alone else None, samples, reader, batch=batch, workers=workers)
+        encoder = model if alone else None
+        embeddings, descriptors = _encode_all(encoder, controls, samples, reader, batch=batch, workers=workers)
         judged = (
             _of_embeddings(model, sampler, embeddings, num_episodes)
             if alone
@@ -181,11 +185,17 @@ def _of_episodes(
 
 
 def _encode_all(
-    model: ARN | None, samples: list[Sample], reader: ClipReader, *, batch: int, workers: int
+    model: ARN | None,
+    controls: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    samples: list[Sample],
+    reader: ClipReader,
+    *,
+    batch: int,
+    workers: int,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Embeddings `[S, ...]` of all samples (none without a model) and the controls' descriptors `[S, D]` by name."""
     embeddings: list[np.ndarray] = []
-    descriptors: dict[str, list[np.ndarray]] = {name: [] for name in metrics.CONTROLS}
+    descriptors: dict[str, list[np.ndarray]] = {name: [] for name in controls}
     waiting: list[np.ndarray] = []
 
     def encode_waiting(encode: Callable[[Tensor], Tensor]) -> None:
@@ -196,9 +206,8 @@ def _encode_all(
 
     with progress_bar("encode", len(samples)) as progress:
         for done, clip in enumerate(load_clips(samples, reader, workers=workers), start=1):
-            frames_THWC = reader.transform.denormalize(clip)
-            for name, describe in metrics.CONTROLS.items():
-                descriptors[name].append(describe(frames_THWC))
+            for name, describe in controls.items():
+                descriptors[name].append(describe(reader.transform.denormalize(clip)))
             if model is not None:
                 waiting.append(clip)
                 if len(waiting) == batch or done == len(samples):
