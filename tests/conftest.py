@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,6 +31,14 @@ def cpu() -> None:
     from mindvideo.engine.device import use_device
 
     use_device("cpu")
+
+
+@pytest.fixture
+def pynative() -> Iterator[None]:
+    """Operators one by one: no compilation for each of many variants."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets on disk: which files become samples, their sources, official splits, cached frame counts."""
+"""Data sets on disk: which files become samples, their sources, cached frame counts."""
 
 import csv
 import os
@@ -8,17 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mindvideo.config import DATASETS
 from mindvideo.data import datasets
-from mindvideo.data.datasets import (
-    READERS,
-    cache_folder,
-    count_all_frames,
-    hmdb51_split,
-    ucf101_split,
-)
+from mindvideo.data.datasets import READERS, cache_folder, count_all_frames
 from mindvideo.data.manifest import Sample
 from mindvideo.errors import InputError
+from mindvideo.schema import DATASETS
 
 TREE_READERS = ("ucf101", "stickfigures", "hmdb51", "mit", "folder")
 
@@ -198,91 +192,6 @@ def test_empty_class_missing_root_and_no_video(tmp_path, reader):
     touch(tmp_path, "YoYo/v_YoYo_g01_c01.avi", "Empty/.DS_Store")
     with pytest.raises(InputError, match="Empty: the class folder is empty; remove it or add videos"):
         READERS[reader](tmp_path)
-
-
-@pytest.fixture
-def ucf101_tree(tmp_path):
-    videos = [f"{c}/v_{c}_g{g:02d}_c{i:02d}.avi" for c in ("Archery", "YoYo") for g in (1, 8) for i in (1, 2)]
-    touch(tmp_path, *videos)
-    lists = tmp_path / "ucfTrainTestlist"
-    lists.mkdir()
-    (lists / "classInd.txt").write_text("1 Archery\n2 YoYo\n")
-    numbers = {"Archery": 1, "YoYo": 2}
-    train = [f"{v} {numbers[v.split('/')[0]]}\n" for v in videos if "_g08_" in v]
-    test = [f"{v}\r\n" for v in videos if "_g01_" in v]
-    (lists / "trainlist01.txt").write_text("".join(train))
-    (lists / "testlist01.txt").write_text("".join(test))
-    return tmp_path
-
-
-def test_ucf101_official_split(ucf101_tree):
-    train, test = ucf101_split(ucf101_tree)
-    assert [s.path.stem for s in train] == [f"v_{c}_g08_c0{i}" for c in ("Archery", "YoYo") for i in (1, 2)]
-    assert [s.path.stem for s in test] == [f"v_{c}_g01_c0{i}" for c in ("Archery", "YoYo") for i in (1, 2)]
-    assert {s.group for s in test} == {"Archery/g01", "YoYo/g01"}
-    with pytest.raises(InputError, match=r"trainlist02\.txt: no such split file"):
-        ucf101_split(ucf101_tree, 2)
-
-
-def test_ucf101_split_lists_videos_that_are_missing(ucf101_tree):
-    for i in (1, 2):
-        (ucf101_tree / f"YoYo/v_YoYo_g01_c0{i}.avi").unlink()
-    message = r"testlist01\.txt: 2 of 4 videos are not in the data set: YoYo/v_YoYo_g01_c01, YoYo/v_YoYo_g01_c02\."
-    with pytest.raises(InputError, match=message):
-        ucf101_split(ucf101_tree)
-
-
-@pytest.fixture
-def hmdb51_tree(tmp_path):
-    clips = {label: [f"Juno_{label}_f_cm_np1_fr_med_{i}" for i in range(4)] for label in ("run", "walk")}
-    for label, stems in clips.items():
-        touch(tmp_path, *(f"{label}/{stem}.avi" for stem in stems))
-        for number, uses in ((1, (1, 2, 0, 1)), (2, (2, 2, 1, 0))):
-            lines = "".join(f"{stem}.avi {use} \n" for stem, use in zip(stems, uses, strict=True))
-            path = tmp_path / "testTrainMulti_7030_splits" / f"{label}_test_split{number}.txt"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(lines)
-    return tmp_path
-
-
-@pytest.mark.parametrize(("number", "train", "test"), [(1, (0, 3), (1,)), (2, (2,), (0, 1))])
-def test_hmdb51_official_split(hmdb51_tree, number, train, test):
-    parts = hmdb51_split(hmdb51_tree, number)
-    for part, uses in zip(parts, (train, test), strict=True):
-        names = [f"Juno_{label}_f_cm_np1_fr_med_{i}.avi" for label in ("run", "walk") for i in uses]
-        assert [s.path.name for s in part] == names
-
-
-def test_unused_hmdb51_videos_may_be_missing(hmdb51_tree):
-    expected = hmdb51_split(hmdb51_tree)
-    (hmdb51_tree / "walk/Juno_walk_f_cm_np1_fr_med_2.avi").unlink()
-    assert hmdb51_split(hmdb51_tree) == expected
-
-
-def test_hmdb51_split_files_may_lie_elsewhere(hmdb51_tree, tmp_path_factory):
-    lists = tmp_path_factory.mktemp("lists") / "splits"
-    expected = hmdb51_split(hmdb51_tree)
-    (hmdb51_tree / "testTrainMulti_7030_splits").rename(lists)
-    assert hmdb51_split(hmdb51_tree, lists=lists) == expected
-    (lists / "walk_test_split1.txt").unlink()
-    with pytest.raises(InputError, match=r"walk_test_split1\.txt: no such split file"):
-        hmdb51_split(hmdb51_tree, lists=lists)
-
-
-def test_hmdb51_split_lists_videos_that_are_missing(hmdb51_tree):
-    for i in (0, 2, 3):  # two train videos and an unused one
-        (hmdb51_tree / f"walk/Juno_walk_f_cm_np1_fr_med_{i}.avi").unlink()
-    names = ", ".join(f"walk/Juno_walk_f_cm_np1_fr_med_{i}" for i in (0, 3))
-    with pytest.raises(InputError, match=f"2 of 2 videos are not in the data set: {names}"):
-        hmdb51_split(hmdb51_tree)
-
-
-def test_official_splits_find_frame_folders_with_dots(tmp_path):
-    stem = "Vol.1_part.2_run_f_cm_np1_fr_med_0"
-    touch(tmp_path, f"run/{stem}/1.png")
-    (tmp_path / "run_test_split1.txt").write_text(f"{stem}.avi 1\n")
-    train, test = hmdb51_split(tmp_path, lists=tmp_path)
-    assert ([s.path.name for s in train], test) == ([stem], [])
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindvideo.data.datasets import READERS
+from mindvideo.data.datasets import READERS, count_all_frames
 from mindvideo.data.episodes import EpisodeSampler
-from mindvideo.data.loader import ClipReader, load_clips, load_episodes
+from mindvideo.data.loader import ClipReader, ViewReader, load_batches, load_clips, load_episodes, load_views
 from mindvideo.data.manifest import Sample
-from mindvideo.data.sampling import random_sorted, uniform
+from mindvideo.data.sampling import dense, random_sorted, uniform, windows
 from mindvideo.data.selfsupervision import Rotation, make_augmentation
-from mindvideo.data.transforms import ClipTransform
+from mindvideo.data.transforms import ClipTransform, TrainTransform, ViewTransform
 from mindvideo.data.video import read_frames
 from mindvideo.errors import InputError, VideoError
 
@@ -224,3 +224,154 @@ def test_opencv_frames_reach_the_clip(samples):
     plain = ClipTransform((16, 24))
     clips = [ClipReader(plain, "uniform", 4, counts, decoder=name)(samples[0]) for name in ("pyav", "opencv")]
     assert np.abs(clips[0] - clips[1]).max() < 0.2
+
+
+CLASSES = ["C", "A", "B"]  # a class's number is its place, not its rank in the alphabet
+BATCH = 4
+
+
+def train_reader(samples: list[Sample]) -> ClipReader:
+    counts = {sample.path: FRAMES for sample in samples}
+    return ClipReader(TrainTransform(16, 20, color=True), "consecutive", 4, counts, stride=2, short="loop")
+
+
+def batches(samples: list[Sample], start: int, stop: int, workers: int = 1, seed: int = 7) -> list:
+    read = train_reader(samples)
+    return list(load_batches(samples, CLASSES, read, batch=BATCH, seed=seed, start=start, stop=stop, workers=workers))
+
+
+def test_a_batch_is_read_from_its_step_alone(samples):
+    """18 samples make 4 batches of 4: the order is drawn for each epoch, the clips for each step."""
+    read = train_reader(samples)
+    for step, (clips, labels) in enumerate(batches(samples, 0, 9)):
+        order = np.random.default_rng((7, step // 4)).permutation(len(samples))
+        chosen = [samples[i] for i in order[step % 4 * BATCH :][:BATCH]]
+        rng = np.random.default_rng((7, step, 1))
+        assert np.array_equal(clips, [read(sample, rng) for sample in chosen])
+        assert labels.tolist() == [CLASSES.index(sample.label) for sample in chosen]
+        assert clips.shape == (BATCH, 3, 4, 16, 16)
+        assert clips.dtype == np.float32
+        assert labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_batches_are_the_same_for_any_number_of_workers_from_any_step(samples, workers):
+    whole = batches(samples, 0, 7)
+    later = batches(samples, 3, 7, workers)
+    assert len(later) == 4
+    for (clips, labels), (expected_clips, expected_labels) in zip(later, whole[3:], strict=True):
+        assert np.array_equal(clips, expected_clips)
+        assert np.array_equal(labels, expected_labels)
+
+
+def test_no_sample_comes_twice_in_an_epoch(samples):
+    """A reader that tells the samples apart: their number among the samples is the clip."""
+    number_of = {sample.path: number for number, sample in enumerate(samples)}
+
+    def read(sample: Sample, _: np.random.Generator) -> np.ndarray:
+        return np.array([number_of[sample.path]])
+
+    settings = {"batch": BATCH, "seed": 0, "start": 0, "stop": 80, "workers": 1}
+    steps = [clips[:, 0] for clips, _ in load_batches(samples, CLASSES, read, **settings)]
+    epochs = [tuple(np.concatenate(steps[i : i + 4])) for i in range(0, 80, 4)]
+    assert all(len(set(epoch)) == 16 for epoch in epochs)
+    assert len(set(epochs)) == 20
+    assert set().union(*epochs) == set(range(18))  # none is left out for good
+
+
+def test_seeds_give_other_batches(samples):
+    (one, _), (other, _) = batches(samples, 0, 1)[0], batches(samples, 0, 1, seed=8)[0]
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("batch", "classes", "message"),
+    [
+        (19, CLASSES, r"batch is 19, it must be in \[1, 18\], the number of training videos"),
+        (0, CLASSES, "batch is 0"),
+        (4, ["AA", "B", "C"], r"A/0\.avi: 'A' is none of the 3 classes \(closest: AA\)"),
+    ],
+)
+def test_mistakes_in_batches_are_named(samples, batch, classes, message):
+    loading = load_batches(samples, classes, train_reader(samples), batch=batch, seed=0, start=0, stop=1, workers=1)
+    with pytest.raises(InputError, match=message):
+        next(loading)
+
+
+def view_reader(samples: list[Sample], **changes) -> ViewReader:
+    counts = {sample.path: FRAMES for sample in samples}
+    settings = {"transform": ViewTransform(16, 16, "three"), "sampling": "dense", "length": 2, "num_frames": counts}
+    return ViewReader(**settings | {"stride": 2, "num_clips": 2} | changes)
+
+
+@pytest.mark.parametrize(("sampling", "place"), [("dense", dense), ("windows", windows)])
+def test_views_are_all_windows_of_the_first_crop_then_of_the_next(samples, sampling, place):
+    read = view_reader(samples, sampling=sampling)
+    views_VCTHW = read(samples[0])
+    assert views_VCTHW.shape == (6, 3, 2, 16, 16)
+    assert views_VCTHW.dtype == np.float32
+    expected = []
+    for left in (0, 8, 4):
+        for indices in place(FRAMES, 2, 2, 2):
+            frames = read_frames(samples[0].path, indices)  # 16 x 24: no resizing
+            expected.append(read.transform.normalize(frames[:, :, left : left + 16]))
+    assert np.array_equal(views_VCTHW, expected)
+    assert len({view.tobytes() for view in expected}) == 6
+
+
+def test_a_short_video_loops_in_its_views(samples):
+    views_VCTHW = view_reader(samples, length=5, num_clips=1, transform=ViewTransform(16, 16))(samples[0])
+    assert views_VCTHW.shape == (1, 3, 5, 16, 16)
+    assert np.array_equal(views_VCTHW[:, :, 0], views_VCTHW[:, :, 3])  # frames 0 2 4 0 2
+
+
+def test_frames_that_views_share_are_cropped_once(samples):
+    crops_KFHWC, places_VT = view_reader(samples, num_clips=3).crops(samples[0])
+    assert places_VT.tolist() == [[0, 2], [1, 3], [2, 4]]
+    assert crops_KFHWC.shape == (3, 5, 16, 16, 3)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_views_come_in_the_order_of_the_samples(samples, workers):
+    read = view_reader(samples)
+    shuffled = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
+    loaded = list(load_views(shuffled, read, workers=workers))
+    assert len(loaded) == len(shuffled)
+    assert all(np.array_equal(views, read(sample)) for views, sample in zip(loaded, shuffled, strict=True))
+
+
+def test_an_unknown_sampler_of_views(samples):
+    with pytest.raises(InputError, match="unknown sampler of views 'uniform', choose from dense, windows"):
+        view_reader(samples, sampling="uniform")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_video_ends_the_loading_of_views(samples, workers):
+    truncate(samples[11].path)
+    views = load_views(samples, view_reader(samples), workers=workers)
+    assert len(list(islice(views, 11))) == 11
+    with pytest.raises(VideoError) as caught:
+        next(views)
+    assert str(caught.value).startswith(f"{samples[11].path}: ")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_broken_video_ends_the_loading_of_batches(samples, workers):
+    truncate(samples[2].path)
+    with pytest.raises(VideoError) as caught:
+        batches(samples, 0, 8, workers)
+    assert str(caught.value).startswith(f"{samples[2].path}: ")
+
+
+def test_a_real_video_through_dears_pipelines(real_data):
+    """Sizes as published: I3D trains on 32 frames of 224 x 224 and is tested on ten windows by three crops of 256."""
+    samples = READERS["ucf101"](real_data / "ucf101")[:1]
+    counts, _ = count_all_frames(samples)
+    train = ClipReader(TrainTransform(), "consecutive", 32, counts, stride=2, short="loop")
+    clip = train(samples[0], np.random.default_rng(0))
+    assert clip.shape == (3, 32, 224, 224)
+    test = ViewReader(ViewTransform(256, 256, "three"), "dense", 32, counts, stride=2, num_clips=2)
+    views = test(samples[0])
+    assert views.shape == (6, 3, 32, 256, 256)
+    assert np.isfinite(clip).all()
+    assert -2.2 < views.min() < views.max() < 2.7

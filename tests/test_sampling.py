@@ -73,6 +73,43 @@ def test_dense_views_span_the_video():
     assert sampling.dense(32, 16, 2, 3)[:, 0].tolist() == [0, 0, 0]
 
 
+def test_dense_views_of_a_short_video_loop():
+    assert sampling.dense(5, 4, 2, 3).tolist() == [[0, 2, 4, 1]] * 3
+    assert sampling.dense(5, 4, 2, 1).tolist() == [[0, 2, 4, 1]]
+    assert sampling.dense(1, 2, 1, 2).tolist() == [[0, 0]] * 2
+
+
+def test_windows_start_in_the_middle_of_equal_parts():
+    # 41 starts in 4 parts of 10.25, whose middles are 5.1, 15.4, 25.6 and 35.9
+    windows = sampling.windows(50, 5, 2, 4)
+    assert windows[:, 0].tolist() == [5, 15, 25, 35]
+    assert (np.diff(windows, axis=1) == 2).all()
+    assert windows.dtype == np.int64
+    assert sampling.windows(50, 5, 2, 1)[0, 0] == 20
+    assert sampling.windows(7, 5, 2, 2).tolist() == [[0, 2, 4, 6, 1]] * 2
+
+
+def test_random_windows_start_anywhere_in_their_part():
+    rng = np.random.default_rng(0)
+    drawn = np.array([sampling.windows(50, 5, 2, 4, rng) for _ in range(400)])
+    for part, starts in enumerate(drawn[:, :, 0].T):
+        assert set(starts) == set(range(10 * part, 10 * part + 10))
+    assert (np.diff(drawn, axis=2) == 2).all()
+    single = np.array([sampling.windows(50, 5, 2, 1, rng)[0, 0] for _ in range(800)])
+    assert set(single) == set(range(41))
+
+
+def test_random_windows_of_few_starts():
+    rng = np.random.default_rng(0)
+    drawn = np.array([sampling.windows(12, 5, 2, 4, rng)[:, 0] for _ in range(100)])  # 3 starts for 4 windows
+    assert set(drawn.ravel()) == {0, 1, 2}
+    assert (np.diff(drawn, axis=1) >= 0).all()
+    assert len({tuple(starts) for starts in drawn}) > 1
+    # 5 frames for 8 windows of one: nothing to draw
+    assert sampling.windows(5, 1, 1, 8, rng).ravel().tolist() == [0, 1, 1, 2, 2, 3, 4, 4]
+    assert sampling.windows(3, 5, 2, 2, rng).tolist() == [[0, 2, 1, 0, 2]] * 2
+
+
 @pytest.mark.parametrize(("num_frames", "length"), LENGTHS)
 def test_segments_draw_one_frame_each(num_frames, length):
     rng = np.random.default_rng(1)
@@ -95,7 +132,15 @@ def test_short_videos_repeat_their_last_frame(kind):
         sampling.sample(kind, 0, 6, rng=rng, short="repeat")
 
 
+@pytest.mark.parametrize("kind", sampling.SAMPLERS)
+def test_short_videos_go_on_at_their_start(kind):
+    rng = np.random.default_rng(0)
+    assert sampling.sample(kind, 3, 7, rng=rng, short="loop").tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert sampling.sample(kind, 1, 2, rng=rng, short="loop").tolist() == [0, 0]
+
+
 def test_short_videos_keep_the_stride():
+    assert sampling.sample("consecutive", 5, 4, stride=2, short="loop").tolist() == [0, 2, 4, 1]
     assert sampling.sample("consecutive", 4, 5, stride=2, short="repeat").tolist() == [0, 2, 3, 3, 3]
     assert sampling.sample("consecutive", 10, 5, stride=2, short="repeat").tolist() == [0, 2, 4, 6, 8]
 
@@ -112,7 +157,7 @@ def test_sample_dispatches_by_name():
     }
     assert tuple(expected) == sampling.SAMPLERS
     for kind, indices in expected.items():
-        for short in ("error", "repeat"):
+        for short in ("error", "repeat", "loop"):
             assert sampling.sample(kind, 90, 8, rng=seeded(), short=short).tolist() == indices.tolist()
 
 
@@ -120,12 +165,14 @@ def test_sample_dispatches_by_name():
     ("call", "message"),
     [
         (lambda: sampling.sample("center", 9, 3), "unknown sampler 'center', choose from uniform"),
-        (lambda: sampling.sample("uniform", 9, 3, short="loop"), "short is 'loop'"),
+        (lambda: sampling.sample("uniform", 9, 3, short="skip"), "short is 'skip'"),
         (lambda: sampling.sample("uniform", 9, 3, stride=2), "stride is 2"),
         (lambda: sampling.sample("random", 9, 3), "needs a random generator"),
         (lambda: sampling.sample("uniform", 9, 0), "at least 1"),
         (lambda: sampling.consecutive(31, 16, 2), "has 31 frames, the clip needs 32"),
-        (lambda: sampling.dense(31, 16, 2, 3), "has 31 frames, the clip needs 32"),
+        (lambda: sampling.dense(0, 16, 2, 3), "has 0 frames"),
+        (lambda: sampling.windows(0, 16, 2, 3), "has 0 frames"),
+        (lambda: sampling.windows(99, 16, 2, 0), "num_clips is 0"),
         (lambda: sampling.dense(99, 16, 2, 0), "num_clips is 0"),
     ],
 )

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from mindvideo.data.manifest import Sample, read_csv
@@ -27,19 +26,25 @@ _KINETICS_TIMES = re.compile(r"_\d{6}_\d{6}$")
 
 def ucf101(root: Path) -> list[Sample]:
     """`<root>/<Class>/v_<Class>_gXX_cYY.*`; the group is <Class>/gXX (25 sources a class)."""
+    return _tree(root, ucf101_group)
 
-    def group(label: str, stem: str) -> str:
-        found = _UCF101_NAME.fullmatch(stem)
-        if found is None:
-            raise InputError(f"{label}/{stem}: UCF101 names are v_<Class>_gXX_cYY; use `data.dataset: folder`.")
-        return f"{label}/{found.group(1)}"
 
-    return _tree(root, group)
+def ucf101_group(label: str, stem: str) -> str:
+    """The source of a UCF101 video: <Class>/gXX."""
+    found = _UCF101_NAME.fullmatch(stem)
+    if found is None:
+        raise InputError(f"{label}/{stem}: UCF101 names are v_<Class>_gXX_cYY; use `data.dataset: folder`.")
+    return f"{label}/{found.group(1)}"
 
 
 def stickfigures(root: Path) -> list[Sample]:
     """The embedded sample's videos; the group is gXX, an actor in a scene, which all classes share."""
-    return [replace(sample, group=sample.group.partition("/")[2]) for sample in ucf101(root)]
+    return _tree(root, stickfigures_group)
+
+
+def stickfigures_group(label: str, stem: str) -> str:
+    """The source of one of the sample's videos: gXX."""
+    return ucf101_group(label, stem).partition("/")[2]
 
 
 def hmdb51(root: Path) -> list[Sample]:
@@ -48,27 +53,30 @@ def hmdb51(root: Path) -> list[Sample]:
     Spellings and numbered parts of one film (`The_Fugitive_2`, `The_Fugitive_3`) are one group: small letters and
     digits joined by `_`, without the numbers at the end.
     """
-    return _tree(root, lambda label, stem: _film(_HMDB51_TAIL.sub("", stem).removesuffix(f"_{label}")))
+    return _tree(root, hmdb51_group)
 
 
-def _film(name: str) -> str:
+def hmdb51_group(label: str, stem: str) -> str:
+    """The source of an HMDB51 video: its film."""
+    name = _HMDB51_TAIL.sub("", stem).removesuffix(f"_{label}")
     words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     return re.sub(r"(_\d+)+$", "", words)
 
 
 def kinetics(root: Path) -> list[Sample]:
     """`<root>/<class>/<YouTube id>_<first>_<last>.*`, or without the seconds; the group is the YouTube video."""
+    return _tree(root, kinetics_group)
 
-    def group(label: str, stem: str) -> str:
-        youtube_id = without_times(stem)
-        if not _YOUTUBE_ID.fullmatch(youtube_id):
-            raise InputError(
-                f"{label}/{stem}: Kinetics names are <YouTube id> or <YouTube id>_<first>_<last>, the seconds with six "
-                "digits; use `data.dataset: folder`."
-            )
-        return youtube_id
 
-    return _tree(root, group)
+def kinetics_group(label: str, stem: str) -> str:
+    """The source of a Kinetics video: its YouTube id."""
+    youtube_id = without_times(stem)
+    if not _YOUTUBE_ID.fullmatch(youtube_id):
+        raise InputError(
+            f"{label}/{stem}: Kinetics names are <YouTube id> or <YouTube id>_<first>_<last>, the seconds with six "
+            "digits; use `data.dataset: folder`."
+        )
+    return youtube_id
 
 
 def without_times(stem: str) -> str:
@@ -81,7 +89,12 @@ def mit(root: Path) -> list[Sample]:
 
     YouTube's videos are named `yt-<id>` or `<id>`.
     """
-    return _tree(root, lambda _, stem: re.sub(r"_\d+$", "", stem).removeprefix("yt-"))
+    return _tree(root, mit_group)
+
+
+def mit_group(_label: str, stem: str) -> str:
+    """The source of a Moments in Time video: the video of the site that it was cut from."""
+    return re.sub(r"_\d+$", "", stem).removeprefix("yt-")
 
 
 def ssv2(root: Path) -> list[Sample]:
@@ -90,8 +103,8 @@ def ssv2(root: Path) -> list[Sample]:
     A video's number says all and folders nothing, so labels are empty until a video list gives them.
     """
     root = _checked_root(root, "<number>.webm")
-    folders = [root, *(p for p in _visible(root) if p.is_dir() and not _is_video(p))]
-    videos = [p for folder in folders for p in _visible(folder) if _is_video(p)]
+    folders = [root, *(p for p in visible(root) if p.is_dir() and not is_video(p))]
+    videos = [p for folder in folders for p in visible(folder) if is_video(p)]
     if not videos:
         raise InputError(f"{root}: no video found; expected {root}/<number>.webm.")
     return [Sample(video, "", video_name(video)) for video in videos]
@@ -99,7 +112,12 @@ def ssv2(root: Path) -> list[Sample]:
 
 def folder(root: Path) -> list[Sample]:
     """`<root>/<Class>/*`; every video is its own group."""
-    return _tree(root, lambda label, stem: f"{label}/{stem}")
+    return _tree(root, folder_group)
+
+
+def folder_group(label: str, stem: str) -> str:
+    """Every video is a source of its own."""
+    return f"{label}/{stem}"
 
 
 def csv(root: Path) -> list[Sample]:
@@ -120,12 +138,12 @@ def _tree(root: Path, group_of: Callable[[str, str], str]) -> list[Sample]:
     """
     root = _checked_root(root, "<Class>/<video>")
     samples: list[Sample] = []
-    for class_folder in (p for p in _visible(root) if p.is_dir()):
-        entries = _visible(class_folder)
+    for class_folder in (p for p in visible(root) if p.is_dir()):
+        entries = visible(class_folder)
         if not entries:
             raise InputError(f"{class_folder}: the class folder is empty; remove it or add videos.")
         label = class_folder.name
-        videos = [p for p in entries if _is_video(p)]
+        videos = [p for p in entries if is_video(p)]
         samples += [Sample(p, label, group_of(label, video_name(p))) for p in videos]
     if not samples:
         raise InputError(f"{root}: no video found; expected {root}/<Class>/<video>.")
@@ -138,7 +156,8 @@ def _checked_root(root: Path, form: str) -> Path:
     return Path(root)
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without hidden files."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -147,54 +166,11 @@ def video_name(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def _is_video(path: Path) -> bool:
+def is_video(path: Path) -> bool:
+    """Whether this is a video file by its suffix, or a folder of images."""
     if path.is_dir():
         return any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
     return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def ucf101_split(root: Path, number: int = 1) -> tuple[list[Sample], list[Sample]]:
-    """The official train and test videos of `<root>/ucfTrainTestlist/{train,test}list0<number>.txt`."""
-    by_name = {f"{s.label}/{video_name(s.path)}": s for s in ucf101(root)}
-    lists = []
-    for part in ("train", "test"):
-        path = Path(root) / "ucfTrainTestlist" / f"{part}list{number:02d}.txt"
-        names = [line.split()[0] for line in _lines(path)]
-        lists.append(_find(by_name, [name.rsplit(".", 1)[0] for name in names], path))
-    return lists[0], lists[1]
-
-
-def hmdb51_split(root: Path, number: int = 1, lists: Path | None = None) -> tuple[list[Sample], list[Sample]]:
-    """The official train and test videos of `<lists>/<class>_test_split<number>.txt`, whose lines are
-    `<video> 1` for train, `2` for test and `0` for unused.
-
-    `lists` defaults to `<root>/testTrainMulti_7030_splits`.
-    """
-    lists = Path(lists) if lists else Path(root) / "testTrainMulti_7030_splits"
-    by_name = {f"{s.label}/{video_name(s.path)}": s for s in hmdb51(root)}
-    parts: dict[str, list[Sample]] = {"1": [], "2": []}
-    for label in sorted({s.label for s in by_name.values()}):
-        path = lists / f"{label}_test_split{number}.txt"
-        lines = [line.strip().rpartition(" ") for line in _lines(path)]
-        for use, samples in parts.items():
-            names = [f"{label}/{name.rsplit('.', 1)[0]}" for name, _, used in lines if used == use]
-            samples += _find(by_name, names, path)
-    return parts["1"], parts["2"]
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such split file.")
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _find(by_name: dict[str, Sample], names: Sequence[str], path: Path) -> list[Sample]:
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} of {len(names)} videos are not in the data set: {', '.join(missing[:5])}."
-        )
-    return [by_name[name] for name in names]
 
 
 def cache_folder() -> Path:

@@ -2,8 +2,12 @@
 """Which frames of a video make a clip: index arithmetic on `num_frames`, nothing else.
 
 Every function returns int64 indices in `[0, num_frames)`, ascending, and raises InputError when the video
-has fewer frames than the clip needs. A window of `length` frames at `stride` spans `length * stride` frames,
-as PySlowFast and MMAction2 count it.
+has fewer frames than the clip needs; only `dense` and `windows` take such a video from its start again. A window of
+`length` frames at `stride` spans `length * stride` frames, as PySlowFast and MMAction2 count it.
+
+DEAR (arXiv 2107.10161) trains on one window, of 32 frames at stride 2 or of 8 at stride 8: `consecutive` with `short`
+"loop". MMAction2 has two samplers for it; DenseSampleFrames never draws the last start, SampleFrames does, and so does
+this one. For tests they place ten windows differently: `dense` follows the former, `windows` the latter.
 """
 
 import numpy as np
@@ -38,17 +42,45 @@ def consecutive(num_frames: int, length: int, stride: int = 1, rng: np.random.Ge
 
 
 def dense(num_frames: int, length: int, stride: int, num_clips: int) -> np.ndarray:
-    """`[V, T]` test views: `num_clips` windows, evenly spaced from the first frame to the last.
+    """`[V, T]` test views: `num_clips` windows, evenly spaced from the first start to the last; one alone is centred.
 
-    A single one is centred. This serves multi-view testing too: PySlowFast and MMAction2 do the same.
+    A video shorter than a window loops. PySlowFast and MMAction2's DenseSampleFrames do the same.
     """
-    if num_clips < 1:
-        raise InputError(f"num_clips is {num_clips}, it must be at least 1")
+    _require_clips(num_clips)
+    _require(num_frames, 1)
+    available = max(num_frames, length * stride)
     if num_clips == 1:
-        return consecutive(num_frames, length, stride)[None]
-    _require(num_frames, length * stride)
-    starts = np.arange(num_clips) * (num_frames - length * stride) // (num_clips - 1)
-    return starts[:, None] + stride * np.arange(length)
+        return loop(consecutive(available, length, stride)[None], num_frames)
+    starts = np.arange(num_clips) * (available - length * stride) // (num_clips - 1)
+    return loop(starts[:, None] + stride * np.arange(length), num_frames)
+
+
+def windows(
+    num_frames: int, length: int, stride: int, num_clips: int, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """`[V, T]` windows, one start in each of `num_clips` equal parts of the possible ones: anywhere in it with `rng`,
+    in its middle without.
+
+    This is MMAction2's SampleFrames. Drawn parts have whole lengths; starts behind the last part are never drawn. A
+    video shorter than a window loops. Where there are fewer starts than windows, they are drawn with repeats; where not
+    even more frames than windows, they are evenly spaced.
+    """
+    _require_clips(num_clips)
+    _require(num_frames, 1)
+    span = length * stride
+    num_starts = max(0, num_frames - span + 1)
+    part = num_starts / num_clips
+    numbers = np.arange(num_clips)
+    if rng is None:
+        # In floating point as published: exact arithmetic is a frame off at some lengths.
+        starts = (part * numbers + part / 2).astype(np.int64)
+    elif part >= 1:
+        starts = int(part) * numbers + rng.integers(int(part), size=num_clips)
+    elif num_frames > max(num_clips, span):
+        starts = np.sort(rng.integers(num_starts, size=num_clips))
+    else:
+        starts = np.rint(part * numbers).astype(np.int64)
+    return loop(starts[:, None] + stride * np.arange(length), num_frames)
 
 
 def tsn_segments(num_frames: int, num_segments: int, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -64,6 +96,11 @@ def repeat_last(indices: np.ndarray, num_frames: int) -> np.ndarray:
     return np.minimum(indices, num_frames - 1)
 
 
+def loop(indices: np.ndarray, num_frames: int) -> np.ndarray:
+    """Indices past the end of a short video go on at its start."""
+    return indices % num_frames
+
+
 def sample(
     kind: str,
     num_frames: int,
@@ -75,16 +112,17 @@ def sample(
 ) -> np.ndarray:
     """`[T]` frames by the sampler named `kind`, one of SAMPLERS; `stride` belongs to consecutive alone.
 
-    A video too short for the clip is an error, or with `short` "repeat" its last frame fills the clip.
+    A video too short for the clip is an error, or with `short` "repeat" its last frame fills the clip, or with "loop"
+    the video from its start again.
     """
     if kind not in SAMPLERS:
         raise InputError(f"unknown sampler {kind!r}, choose from {', '.join(SAMPLERS)}")
-    if short not in ("error", "repeat"):
-        raise InputError(f"short is {short!r}, choose from error, repeat")
+    if short not in ("error", "repeat", "loop"):
+        raise InputError(f"short is {short!r}, choose from error, repeat, loop")
     if stride != 1 and kind != "consecutive":
         raise InputError(f"stride is {stride}, but the sampler {kind} takes none: only consecutive does")
     _require(num_frames, 1)
-    available = max(num_frames, length * stride) if short == "repeat" else num_frames
+    available = num_frames if short == "error" else max(num_frames, length * stride)
     if kind == "uniform":
         indices = uniform(available, length)
     elif kind == "consecutive":
@@ -95,7 +133,7 @@ def sample(
         raise InputError("the sampler random needs a random generator")
     else:
         indices = random_sorted(available, length, rng)
-    return repeat_last(indices, num_frames)
+    return loop(indices, num_frames) if short == "loop" else repeat_last(indices, num_frames)
 
 
 def _segment_edges(num_frames: int, num_segments: int) -> np.ndarray:
@@ -109,3 +147,8 @@ def _require(num_frames: int, needed: int) -> None:
         raise InputError(f"a clip of {needed} frames was asked for, it must have at least 1")
     if num_frames < needed:
         raise InputError(f"the video has {num_frames} frames, the clip needs {needed}")
+
+
+def _require_clips(num_clips: int) -> None:
+    if num_clips < 1:
+        raise InputError(f"num_clips is {num_clips}, it must be at least 1")
