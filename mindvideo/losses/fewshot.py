@@ -6,10 +6,10 @@ Targets `[M, N]` are one-hot; the row of a query that belongs to none of the cla
 
 from __future__ import annotations
 
-import math
-
-import mindspore as ms
 from mindspore import Tensor, ops
+
+from mindvideo.losses import evidential
+from mindvideo.losses.evidential import likelihood_loss, one_hot, wrong_evidence
 
 
 def episode_loss(comparator: str, outputs_MN: Tensor, target_MN: Tensor, annealing: Tensor | float = 1.0) -> Tensor:
@@ -50,26 +50,14 @@ def evidential_loss(evidence_MN: Tensor, target_MN: Tensor, annealing: Tensor | 
     evidence, whichever it is.
     """
     alpha_MN = evidence_MN + 1.0
-    total_M1 = alpha_MN.sum(axis=1, keepdims=True)
-    own_M = (target_MN * (ops.log(total_M1) - ops.log(alpha_MN))).sum(axis=1)
-    wrong_M = _divergence_from_uniform(evidence_MN * (1.0 - target_MN) + 1.0)
-    return (own_M + annealing * wrong_M).mean()
+    return (likelihood_loss(alpha_MN, target_MN) + annealing * wrong_evidence(alpha_MN, target_MN)).mean()
 
 
 def annealing_weight(progress: float) -> float:
     """The weight of wrong evidence when the share `progress` of the training is done: 0.01 rises to 1 exponentially."""
-    return 0.01 ** (1.0 - progress)
-
-
-def _divergence_from_uniform(alpha_MN: Tensor) -> Tensor:
-    """Kullback-Leibler divergence `[M]` of Dirichlet distributions from the one with all alphas 1."""
-    num_classes = alpha_MN.shape[1]
-    total_M1 = alpha_MN.sum(axis=1, keepdims=True)
-    normalizer_M = ops.lgamma(total_M1).squeeze(1) - ops.lgamma(alpha_MN).sum(axis=1) - math.lgamma(num_classes)
-    return normalizer_M + ((alpha_MN - 1.0) * (ops.digamma(alpha_MN) - ops.digamma(total_M1))).sum(axis=1)
+    return evidential.annealing_weight("exp", progress, 1.0)
 
 
 def classification_loss(logits_BL: Tensor, classes_B: Tensor) -> Tensor:
     """Mean softmax cross-entropy against class numbers."""
-    chosen_BL = ops.one_hot(classes_B, logits_BL.shape[1], Tensor(1.0, ms.float32), Tensor(0.0, ms.float32))
-    return prototype_loss(logits_BL, chosen_BL)
+    return prototype_loss(logits_BL, one_hot(classes_B, logits_BL.shape[1]))
