@@ -49,6 +49,16 @@ def leave(x: Tensor) -> Tensor:
     return x.transpose((0, x.ndim - 1, *range(1, x.ndim - 1))) if is_native() else x
 
 
+def channel_axis() -> int:
+    """Where the layout of the parts below has the channels of a clip."""
+    return 4 if is_native() else 1
+
+
+def time_axis() -> int:
+    """Where the layout of the parts below has the frames of a clip."""
+    return 1 if is_native() else 2
+
+
 class Conv(nn.Cell):
     """Convolution over as many axes as `kernel` has, with symmetric zero padding."""
 
@@ -60,19 +70,22 @@ class Conv(nn.Cell):
         *,
         stride: Sequence[int],
         padding: Sequence[int],
+        groups: int = 1,
         bias: bool = True,
     ):
         super().__init__()
-        self.weight = Parameter(Tensor(np.zeros((out_channels, in_channels, *kernel), np.float32)))
+        self.weight = Parameter(Tensor(np.zeros((out_channels, in_channels // groups, *kernel), np.float32)))
         self.bias = Parameter(Tensor(np.zeros(out_channels, np.float32))) if bias else None
         self.window = (tuple(stride), tuple(padding), (1,) * len(kernel))
         if is_native():
             operator = operators.BiasedConvolution if bias else operators.Convolution
-            self.operator = operator(*self.window)
+            self.operator = operator(*self.window, groups=groups)
         else:
             operator = ops.Conv3D if len(kernel) == 3 else ops.Conv2D
             pads = tuple(p for p in padding for _ in (0, 1))
-            self.operator = operator(out_channels, tuple(kernel), pad_mode="pad", pad=pads, stride=tuple(stride))
+            self.operator = operator(
+                out_channels, tuple(kernel), pad_mode="pad", pad=pads, stride=tuple(stride), group=groups
+            )
 
     def construct(self, x: Tensor) -> Tensor:
         if self.bias is None:
@@ -162,17 +175,19 @@ class ConvNorm(nn.Cell):
         *,
         stride: Sequence[int],
         padding: Sequence[int],
+        groups: int = 1,
         bias: bool = False,
         relu: bool = True,
         residual: bool = False,
         momentum: float = 0.1,
+        eps: float = 1e-5,
     ):
         super().__init__()
-        self.conv = Conv(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)
-        self.norm = BatchNorm(out_channels, relu=relu, momentum=momentum)
+        self.conv = Conv(in_channels, out_channels, kernel, stride=stride, padding=padding, groups=groups, bias=bias)
+        self.norm = BatchNorm(out_channels, relu=relu, momentum=momentum, eps=eps)
         if is_native():
             folded = operators.FoldedResidual if residual else operators.FoldedConvolution
-            self.folded = folded(*self.conv.window, relu=relu)
+            self.folded = folded(*self.conv.window, groups=groups, relu=relu)
 
     def construct(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if not is_native() or self.training:
@@ -213,7 +228,7 @@ class MaxPool(nn.Cell):
 
 
 def initialize(model: nn.Cell, seed: int) -> None:
-    """Draw all weights anew, as the ARN authors' code does, from `seed` alone.
+    """Draw all weights anew, as the ARN authors' code does, from `seed` alone (`initialize_kaiming` is the other way).
 
     Convolutions N(0, 2 / (k_1 k_2 out)), with the first two extents of the kernel even in 3-D, and zero bias; dense
     layers N(0, 0.01^2) with bias 1; BatchNorm is left at gamma 1, beta 0.
@@ -231,3 +246,16 @@ def initialize(model: nn.Cell, seed: int) -> None:
         cell.weight.set_data(Tensor(weight.astype(np.float32)))
         if cell.bias is not None:
             cell.bias.set_data(ms.numpy.full(cell.bias.shape, bias, ms.float32))
+
+
+def initialize_kaiming(model: nn.Cell, seed: int) -> None:
+    """Draw the convolutions anew from `seed` alone, N(0, 2 / fan out), with zero bias (He et al., ICCV 2015).
+
+    The rest stays as it was made: BatchNorm at gamma 1, beta 0, dense layers as their heads draw them.
+    """
+    rng = np.random.default_rng(seed)
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, Conv):
+            shape = cell.weight.shape
+            weight = rng.standard_normal(shape) * math.sqrt(2.0 / (shape[0] * math.prod(shape[2:])))
+            cell.weight.set_data(Tensor(weight.astype(np.float32)))
