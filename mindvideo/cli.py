@@ -11,12 +11,15 @@ import argparse
 import errno
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from mindvideo import __version__
-from mindvideo.config import REPOSITORY, SCHEMA, Config, load_config
+from mindvideo.config import REPOSITORY, Config, load_config
 from mindvideo.convert.families import FAMILIES
 from mindvideo.errors import InputError
+from mindvideo.schema import TASK
 
 SAMPLE_CONFIG = REPOSITORY / "configs" / "arn" / "arn_sample.yaml"
 
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_config(evaluate)
     evaluate.add_argument("--checkpoint", required=True, type=Path, help=".ckpt or .safetensors of the config's model")
-    evaluate.add_argument("--task", choices=SCHEMA["task"].choices, help="the same as task=...")
+    evaluate.add_argument("--task", choices=TASK.choices, help="the same as task=...")
     evaluate.set_defaults(command=_evaluate)
 
     convert = commands.add_parser(
@@ -101,10 +104,9 @@ def _config(parsed: argparse.Namespace, default: Path = SAMPLE_CONFIG) -> Config
 def _train(parsed: argparse.Namespace) -> int:
     config = _config(parsed)
     from mindvideo.engine.loop import Interrupted
-    from mindvideo.tasks import fewshot
 
     try:
-        fewshot.train(config)
+        _task(config).train(config)
     except Interrupted as stop:
         print(f"mindvideo: interrupted; {stop}", file=sys.stderr)
         return 130
@@ -116,10 +118,13 @@ def _evaluate(parsed: argparse.Namespace) -> int:
         parsed.settings.append(f"task={parsed.task}")
     beside = parsed.checkpoint.with_name("config.yaml")
     config = _config(parsed, default=beside if beside.is_file() else SAMPLE_CONFIG)
-    from mindvideo.tasks import fewshot
-
-    fewshot.evaluate(config, parsed.checkpoint)
+    _task(config).evaluate(config, parsed.checkpoint)
     return 0
+
+
+def _task(config: Config) -> ModuleType:
+    """The module of the config's task."""
+    return import_module(f"mindvideo.tasks.{config.task}")
 
 
 def _convert(parsed: argparse.Namespace) -> int:

@@ -4,8 +4,9 @@
 import pytest
 import yaml
 
-from mindvideo.config import REPOSITORY, SCHEMA, Field, load_config, resolve, to_yaml
+from mindvideo.config import REPOSITORY, load_config, resolve, to_yaml
 from mindvideo.errors import InputError
+from mindvideo.schema import SCHEMAS, Field
 
 SHIPPED = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
@@ -35,19 +36,21 @@ def flatten(values, prefix=""):
             yield f"{prefix}{key}", value
 
 
-def test_an_empty_file_gives_every_default_in_its_type(write):
-    config = load_config(write("# nothing but this\n"))
-    fields = dict(flatten(SCHEMA))
+@pytest.mark.parametrize("task", SCHEMAS)
+def test_a_file_without_settings_gives_every_default_in_its_type(task, write):
+    config = load_config(write(f"task: {task}\n" if task != "fewshot" else "# nothing but this\n"))
+    fields = dict(flatten(SCHEMAS[task]))
     values = dict(flatten(config.to_dict()))
     assert values.keys() == fields.keys()
     assert values.pop("name") == "run"
+    assert values.pop("task") == task
     for key, value in values.items():
         assert value == fields[key].default
         assert type(value) is type(fields[key].default)
 
 
 def test_every_default_is_allowed():
-    for key, field in flatten(SCHEMA):
+    for key, field in (pair for schema in SCHEMAS.values() for pair in flatten(schema)):
         assert field.parse(field.default) == field.default, key
         assert field.help, key
 

@@ -117,6 +117,19 @@ def load_checkpoint(path: Path, model: nn.Cell, name: str, optimizer: nn.Optimiz
     return state
 
 
+def load_part(path: Path, model: nn.Cell, name: str, prefix: str) -> None:
+    """Put the weights of `path` whose names start with `prefix` into `model` (called `name`): all that it has of these.
+
+    InputError when the file is missing or damaged, or lacks one or has it in another shape; nothing is loaded then.
+    """
+    values, state = read_checkpoint(path)
+    wanted = {key: parameter for key, parameter in model.parameters_and_names() if key.startswith(prefix)}
+    values = {key: value for key, value in values.items() if key.startswith(prefix)}
+    _check_match(path, name, state, wanted, values)
+    for key, parameter in wanted.items():
+        ops.assign(parameter, Tensor(values[key]))
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], TrainingState]:
     """All arrays of a checkpoint by name, and its training state (empty where another program wrote it)."""
     path = Path(path)

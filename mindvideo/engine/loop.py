@@ -33,23 +33,23 @@ def fit(
     num_steps: int,
     folder: Path,
     log: RunLog,
-    accuracy: Callable[[Tensor], float],
-    validate: Callable[[], float],
+    accuracy: Callable[[Tensor, tuple[Tensor, ...]], float],
+    validate: Callable[[], float] | None,
     validate_every: int,
     save_every: int,
     log_every: int,
 ) -> None:
-    """Train from `state.step` to `num_steps`, and keep `last.ckpt` and, by `validate`, `best.ckpt` in `folder`.
+    """Train from `state.step` to `num_steps`; keep `last.ckpt` and, by `validate` if given, `best.ckpt` in `folder`.
 
-    `batches` yields the inputs of the steps still to do. Raises InputError when the loss is not finite, and Interrupted
-    after Ctrl-C; `last.ckpt` can be resumed in both cases.
+    `batches` yields the inputs of the steps still to do, and `accuracy` reads a step's scores beside its inputs.
+    Raises InputError when the loss is not finite, and Interrupted after Ctrl-C; `last.ckpt` can be resumed in both.
     """
     started = time.monotonic() - state.seconds
     recent: list[tuple[float, float]] = []
     with progress_bar("train", num_steps, state.step) as progress, _interruptible() as interrupted:
         for batch in batches:
             loss, scores = step(*batch)
-            recent.append((float(loss), accuracy(scores)))
+            recent.append((float(loss), accuracy(scores, batch)))
             if not math.isfinite(recent[-1][0]):
                 raise _diverged(state.step + 1, recent[-1][0], folder / "last.ckpt")
             state.step += 1
@@ -59,7 +59,7 @@ def fit(
             if state.step % log_every == 0 or is_last:
                 _log_recent(log, state, recent, num_steps)
                 recent.clear()
-            if state.step % validate_every == 0 or is_last:
+            if validate and (state.step % validate_every == 0 or is_last):
                 _validate(model, state, folder, log, validate)
             if interrupted() or state.step % save_every == 0 or is_last:
                 state.seconds = time.monotonic() - started

@@ -11,7 +11,6 @@ import numpy as np
 
 from mindvideo.config import Config, to_yaml
 from mindvideo.data.video import read_frames
-from mindvideo.engine.log import read_log
 from mindvideo.report import (
     Figure,
     Figures,
@@ -20,11 +19,11 @@ from mindvideo.report import (
     Text,
     bars,
     confusion,
-    curves,
     episode_gif,
     write_page,
 )
 from mindvideo.tasks.fewshot_data import FewShotData
+from mindvideo.tasks.report import class_rows, save_figures, training_curves
 
 if TYPE_CHECKING:
     from mindvideo.tasks.fewshot_episodes import EpisodeResults
@@ -39,10 +38,15 @@ def write_report(
     sections = [
         Figures("Accuracy on unseen classes", [_bars(result), _confusion(results)]),
         Table("Methods", *_methods(result)),
-        Table("Test classes", ("class", "accuracy", "queries"), _class_rows(results)),
+        Table(
+            "Test classes", ("class", "accuracy", "queries"), class_rows(results.confusion(), results.sampler.classes)
+        ),
         Preformatted("Configuration", to_yaml(config)),
     ]
-    for heading, figures in (("Test episodes", _episodes(config, data, results)), ("Training", _curves(folder))):
+    for heading, figures in (
+        ("Test episodes", _episodes(config, data, results)),
+        ("Training", training_curves(folder, "episode")),
+    ):
         if figures:
             sections.insert(1, Figures(heading, figures))
     sections.append(Text("How this was measured", _method(config, data)))
@@ -59,7 +63,7 @@ def write_report(
         folder / "report.html", title=f"{config.name}: few-shot on {config.data.dataset}",
         summary=summary, sections=sections,
     )  # fmt: skip
-    _save_figures(folder / "figures", sections)
+    save_figures(folder / "figures", sections)
 
 
 def _percent(value: dict[str, float]) -> str:
@@ -103,29 +107,6 @@ def _confusion(results: EpisodeResults) -> Figure:
     )
 
 
-def _curves(folder: Path) -> list[Figure]:
-    rows = read_log(folder / "log.jsonl")
-
-    def series(name: str, scale: float = 1.0) -> list[tuple[float, float]]:
-        return [(row["step"], scale * row[name]) for row in rows if name in row]
-
-    if not rows:
-        return []
-    loss = curves({"training loss": series("loss")}, title="Loss", x_label="episode", y_label="loss")
-    accuracies = {
-        "training": series("accuracy", 100.0),
-        "validation": series("val_accuracy", 100.0),
-    }
-    accuracy = curves(
-        {name: points for name, points in accuracies.items() if points},
-        title="Accuracy", x_label="episode", y_label="accuracy (%)",
-    )  # fmt: skip
-    return [
-        Figure("Loss of training episodes.", loss, "image/png", "loss curve"),
-        Figure("Accuracy of training and validation episodes.", accuracy, "image/png", "accuracy curve"),
-    ]
-
-
 def _episodes(config: Config, data: FewShotData, results: EpisodeResults) -> list[Figure]:
     """The first test episodes, one query each, going round the classes."""
     samples, reader = data.parts["test"], data.eval_reader
@@ -152,15 +133,6 @@ def _episodes(config: Config, data: FewShotData, results: EpisodeResults) -> lis
     return figures
 
 
-def _class_rows(results: EpisodeResults) -> list[tuple[object, ...]]:
-    matrix = results.confusion()
-    counts = matrix.sum(axis=1)
-    return [
-        (name, f"{100 * matrix[i, i] / max(1, counts[i]):.1f} %", int(counts[i]))
-        for i, name in enumerate(results.sampler.classes)
-    ]
-
-
 def _method(config: Config, data: FewShotData) -> str:
     shape = config.eval
     statistics = "its running statistics"
@@ -176,12 +148,3 @@ def _method(config: Config, data: FewShotData) -> str:
     if data.excluded:
         parts.append(f"{len(data.excluded)} videos could not be decoded and were left out.")
     return "\n\n".join(parts)
-
-
-def _save_figures(folder: Path, sections: list[Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    for section in sections:
-        for number, figure in enumerate(section.figures if isinstance(section, Figures) else ()):
-            stem = "-".join(section.heading.lower().split())
-            suffix = figure.mime.removeprefix("image/")
-            (folder / f"{stem}-{number}.{suffix}").write_bytes(figure.data)

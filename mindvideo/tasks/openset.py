@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open-set recognition: train a classifier of known classes whose scores also tell when a video shows none of them.
+
+B clips a batch, K known classes, V views of a video, N videos.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindvideo.config import Config, to_yaml
+from mindvideo.data.loader import load_batches
+from mindvideo.engine.checkpoint import TrainingState, load_checkpoint, load_part
+from mindvideo.engine.device import use_device
+from mindvideo.engine.log import RunLog, say
+from mindvideo.engine.loop import fit
+from mindvideo.engine.optim import learning_rates, make_sgd, make_step, same_scale, tsm_scale
+from mindvideo.engine.run import new_run, write_result
+from mindvideo.errors import InputError
+from mindvideo.metrics import accuracy as metrics
+from mindvideo.models.layers import describe_operators
+from mindvideo.models.recognizer import Recognizer
+from mindvideo.tasks.openset_data import RecognitionData, prepare_data
+from mindvideo.tasks.openset_objective import Objective, TrainingInputs, head_of, make_model
+from mindvideo.tasks.openset_report import write_report
+from mindvideo.tasks.openset_views import Scores, average_views, score_views
+from mindvideo.tasks.setup import run_folder, starting_state, unfinished_run
+
+
+def train(config: Config) -> Path:
+    """Train, test, and return the run's folder; `train.resume=auto` continues an unfinished run.
+
+    The best checkpoint on validation sources is tested, or the last one where `data.validation` is 0, as published.
+    """
+    device = use_device(config.device)
+    ms.set_seed(config.seed)
+    unfinished = unfinished_run(config)
+    data = prepare_data(config)
+    model = make_model(config, len(data.classes))
+    objective = Objective(model, config, len(data.classes))
+    steps_per_epoch = _steps_per_epoch(config, data)
+    num_steps = config.train.epochs * steps_per_epoch
+    optimizer = _make_optimizer(config, objective, steps_per_epoch)
+    state = starting_state(config, model, optimizer, unfinished)
+    if config.train.backbone and not unfinished:
+        load_part(Path(config.train.backbone), model, config.model.name, "backbone.")
+    inputs = TrainingInputs(objective, config, steps_per_epoch)
+    folder = run_folder(config, unfinished, state, device, num_steps)
+    objective.set_train()
+    with RunLog(folder, step=state.step, tensorboard=config.train.tensorboard) as log:
+        if state.step < num_steps:
+            fit(
+                make_step(objective, optimizer, clip_norm=config.optim.clip_norm),
+                _batches(config, data, inputs, state.step, num_steps),
+                model=model, optimizer=optimizer, state=state, num_steps=num_steps, folder=folder, log=log,
+                accuracy=_hits, validate=_validation(config, data, model),
+                validate_every=config.train.validate_every * steps_per_epoch,
+                save_every=config.train.save_every, log_every=config.train.log_every,
+            )  # fmt: skip
+    say(f"[End of training `{config.model.name}`] {state.seconds / 60:.1f} min")
+    tested, name = state, "last.ckpt"
+    if data.parts["val"]:
+        name = "best.ckpt"
+        tested = load_checkpoint(folder / name, model, config.model.name)
+    finish(config, model, data, folder, checkpoint=name, tested=tested, trained=state)
+    return folder
+
+
+def evaluate(config: Config, checkpoint: Path) -> Path:
+    """Test a checkpoint in a folder of its own, and return that folder."""
+    use_device(config.device)
+    ms.set_seed(config.seed)
+    data = prepare_data(config, parts=("test",))
+    model = make_model(config, len(data.classes))
+    state = load_checkpoint(checkpoint, model, config.model.name)
+    folder = new_run(Path(config.output), f"{config.name}-eval", to_yaml(config))
+    finish(config, model, data, folder, checkpoint=str(checkpoint), tested=state, trained=state)
+    return folder
+
+
+def _steps_per_epoch(config: Config, data: RecognitionData) -> int:
+    num_videos, batch = len(data.parts["train"]), config.train.batch
+    if num_videos < batch:
+        raise InputError(f"train.batch is {batch}, but there are {num_videos} training videos.")
+    return num_videos // batch
+
+
+def _make_optimizer(config: Config, objective: Objective, steps_per_epoch: int) -> nn.Optimizer:
+    settings = config.optim
+    rates = learning_rates(
+        settings.schedule, settings.lr, config.train.epochs * steps_per_epoch,
+        decay_every=settings.decay_every * steps_per_epoch, decay_factor=settings.decay_factor,
+        hold=steps_per_epoch, warmup=settings.warmup * steps_per_epoch,
+    )  # fmt: skip
+    return make_sgd(
+        [objective.model, *objective.heads], rates, momentum=settings.momentum, nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay, scale=tsm_scale if settings.groups == "tsm" else same_scale,
+    )  # fmt: skip
+
+
+def _batches(
+    config: Config, data: RecognitionData, inputs: TrainingInputs, start: int, stop: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """The inputs of `Objective`, from step `start` on."""
+    batches = load_batches(
+        data.parts["train"], data.classes, data.train_reader, batch=config.train.batch, seed=config.seed,
+        start=start, stop=stop, workers=config.data.workers,
+    )  # fmt: skip
+    for step, (clips, labels) in enumerate(batches, start=start):
+        yield tuple(Tensor(array) for array in (clips, labels, *inputs(step)))
+
+
+def _validation(config: Config, data: RecognitionData, model: Recognizer) -> Callable[[], float] | None:
+    """Top-1 accuracy on the sources held out, by one view of the middle; None where there are none."""
+    samples = data.parts["val"]
+    if not samples:
+        return None
+    reader = replace(data.view_reader, num_clips=1, transform=replace(data.view_reader.transform, views="center"))
+
+    def validate() -> float:
+        logits_NVK = score_views(model, samples, reader, batch=config.eval.batch, workers=config.data.workers)
+        return float(metrics.top_k_hits(logits_NVK[:, 0], _labels(data, "val"), 1).mean())
+
+    return validate
+
+
+def _hits(logits_BK: Tensor, batch: tuple[Tensor, ...]) -> float:
+    """Top-1 accuracy of a training batch, whose second input is the classes."""
+    return float((logits_BK.asnumpy().argmax(axis=1) == batch[1].asnumpy()).mean())
+
+
+def _labels(data: RecognitionData, part: str) -> np.ndarray:
+    return np.array([data.classes.index(sample.label) for sample in data.parts[part]])
+
+
+def finish(
+    config: Config,
+    model: Recognizer,
+    data: RecognitionData,
+    folder: Path,
+    *,
+    checkpoint: str,
+    tested: TrainingState,
+    trained: TrainingState,
+) -> None:
+    """Test on the known classes' test videos and write scores.npz, result.json and report.html.
+
+    `tested` is the state of `checkpoint`, whose weights `model` holds, and `trained` where the training ended.
+    """
+    started, samples = time.monotonic(), data.parts["test"]
+    logits_NVK = score_views(model, samples, data.view_reader, batch=config.eval.batch, workers=config.data.workers)
+    scores = average_views(
+        logits_NVK, _labels(data, "test"), data.classes, average=config.eval.average,
+        evidence=config.loss.evidence if head_of(config.loss.name) == "evidential" else "",
+    )  # fmt: skip
+    scores.save(folder / "scores.npz", samples)
+    result = write_result(
+        folder,
+        {
+            "task": "openset", "model": config.model.name, "method": config.loss.name, "dataset": config.data.dataset,
+            "split": config.data.test_list or config.data.split, "seed": config.seed,
+            "views": f"{config.eval.clips} x {config.eval.crops}", "metrics": _numbers(scores),
+            "chance": 1 / len(data.classes), "classes": data.classes,
+            "videos": {part: len(members) for part, members in data.parts.items()},
+            "excluded_videos": sorted(data.excluded), "checkpoint": checkpoint, "checkpoint_step": tested.step,
+            "train_steps": trained.step, "train_seconds": round(trained.seconds, 1),
+            "operators": describe_operators(), "test_seconds": round(time.monotonic() - started, 1),
+        },
+        to_yaml(config),
+    )  # fmt: skip
+    write_report(folder, config, data, scores, result)
+    top1 = result["metrics"]["top1"]
+    say(
+        f"result: top-1 accuracy {100 * top1['value']:.2f} % (95 % interval {100 * top1['low_95']:.2f} to "
+        f"{100 * top1['high_95']:.2f}) on {top1['n']} videos of {len(data.classes)} known classes"
+    )
+    say(f"report: {(folder / 'report.html').resolve()}")
+
+
+def _numbers(scores: Scores) -> dict[str, dict[str, float]]:
+    """The metrics of the closed set, with their intervals where they are shares."""
+    numbers: dict[str, dict[str, float]] = {}
+    for k in (1, 5):
+        share, low, high = metrics.share_interval(metrics.top_k_hits(scores.probabilities, scores.labels, k))
+        numbers[f"top{k}"] = {"value": share, "low_95": low, "high_95": high, "n": len(scores.labels)}
+    mean = metrics.mean_class_accuracy(scores.probabilities, scores.labels)
+    numbers["mean_class_accuracy"] = {"value": mean, "n": len(scores.labels)}
+    if scores.vacuity is not None:
+        numbers["vacuity"] = {"value": float(scores.vacuity.mean()), "n": len(scores.labels)}
+    return numbers

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The videos of a recognition experiment: the known classes, parted into train, validation and test."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mindvideo.config import Config, resolve
+from mindvideo.data import annotations, datasets
+from mindvideo.data.annotations import Listing, part_by_group
+from mindvideo.data.datasets import READERS
+from mindvideo.data.loader import ClipReader, ViewReader
+from mindvideo.data.manifest import Sample
+from mindvideo.data.transforms import TrainTransform, ViewTransform
+from mindvideo.engine.log import say
+from mindvideo.errors import InputError
+from mindvideo.tasks.setup import dataset_root, decode_check, sample_folder
+
+PARTS = ("train", "val", "test")
+
+GROUPS = {
+    "stickfigures": datasets.stickfigures_group,
+    "ucf101": datasets.ucf101_group,
+    "hmdb51": datasets.hmdb51_group,
+    "kinetics": datasets.kinetics_group,
+    "mit": datasets.mit_group,
+}
+
+
+@dataclass
+class RecognitionData:
+    """Known classes by number, their videos by part, how clips and views are read, what is told of the disk, and videos
+    left out."""
+
+    classes: list[str]
+    parts: dict[str, list[Sample]]
+    train_reader: ClipReader
+    view_reader: ViewReader
+    notes: list[str]
+    excluded: list[str]
+
+
+def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> RecognitionData:
+    """Find and decode-check every video of `parts`; InputError if anything is missing or broken."""
+    classes, found, notes = _find(config)
+    train, val = hold_out(found["train"], config.data.validation, config.seed)
+    found = {"train": train, "val": val, "test": found["test"]}
+    for note in notes:
+        say(note)
+    counts, excluded = decode_check(config, [sample for part in parts for sample in found[part]])
+    whole = {part: [s for s in found[part] if s.path in counts] for part in parts}
+    return RecognitionData(classes, whole, _train_reader(config, counts), _view_reader(config, counts), notes, excluded)
+
+
+def _find(config: Config) -> tuple[list[str], dict[str, list[Sample]], list[str]]:
+    """The known classes, the samples of train and test, and notes on what the disk lacks."""
+    data = config.data
+    if data.train_list.endswith(".csv") and data.test_list.endswith(".csv"):
+        return _join(*_kinetics_lists(config))
+    if data.train_list or data.test_list:
+        return _join(*_own_lists(config))
+    if data.dataset == "stickfigures":
+        root = sample_folder(data.scene_bias)
+        train, test = (
+            annotations.ucf101_list(root / "videos", part, group_of=datasets.stickfigures_group)
+            for part in ("train", "test")
+        )
+        known = sorted((root / "fewshot" / "train.txt").read_text(encoding="utf-8").split())
+        parts = {"train": train.samples, "test": test.samples}
+        return known, {name: [s for s in samples if s.label in known] for name, samples in parts.items()}, []
+    root = dataset_root(config)
+    if data.split == "groups":
+        train, test = part_by_group(READERS[data.dataset](root))
+        classes = sorted({sample.label for sample in train})
+        return classes, {"train": train, "test": [s for s in test if s.label in classes]}, []
+    if data.dataset == "ucf101":
+        return _join(*(annotations.ucf101_list(root, part, int(data.split)) for part in ("train", "test")))
+    if data.dataset == "hmdb51":
+        return _join(*(annotations.hmdb51_list(root, part, int(data.split)) for part in ("train", "test")))
+    if data.dataset == "mit":
+        return _join(*(annotations.mit_list(root, part) for part in ("train", "test")))
+    raise InputError(f"data.dataset {data.dataset} has no official lists here: set data.train_list and data.test_list.")
+
+
+def _own_lists(config: Config) -> tuple[Listing, Listing]:
+    data = config.data
+    names = ("train_list", "test_list", "class_names")
+    lacking = [name for name in names if not data[name]]
+    if lacking:
+        raise InputError(f"data.{lacking[0]} is not set; lists go together: {', '.join(f'data.{n}' for n in names)}.")
+    classes = annotations.read_class_names(resolve(data.class_names))
+    root = resolve(data.root) if data.root else None
+    group_of = GROUPS.get(data.dataset, datasets.folder_group)
+    train, test = (
+        annotations.read_list(resolve(data[name]), root, classes=classes, group_of=group_of) for name in names[:2]
+    )
+    return train, test
+
+
+def _kinetics_lists(config: Config) -> tuple[Listing, Listing]:
+    """CSV files of Kinetics, which name the classes themselves."""
+    root = dataset_root(config)
+    train, test = (annotations.kinetics_list(resolve(config.data[name]), root) for name in ("train_list", "test_list"))
+    return train, test
+
+
+def _join(train: Listing, test: Listing) -> tuple[list[str], dict[str, list[Sample]], list[str]]:
+    parts = {"train": train.samples, "test": test.samples}
+    return train.classes, parts, train.notes() + test.notes()
+
+
+def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Samples to train on, and for each class those of about this share of its sources, at least one unless it is 0.
+
+    InputError where a class has one source only.
+    """
+    if share == 0:
+        return list(samples), []
+    sources: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        sources[sample.label].add(sample.group)
+    rng = np.random.default_rng(seed)
+    held: set[tuple[str, str]] = set()
+    for label, groups in sorted(sources.items()):
+        count = max(1, round(share * len(groups)))
+        if len(groups) <= count:
+            raise InputError(
+                f"data.validation is {share}: class {label!r} has {len(groups)} sources, and none is left."
+            )
+        held |= {(label, str(group)) for group in rng.permutation(sorted(groups))[:count]}
+    kept = [sample for sample in samples if (sample.label, sample.group) not in held]
+    return kept, [sample for sample in samples if (sample.label, sample.group) in held]
+
+
+def _train_reader(config: Config, counts: dict[Path, int]) -> ClipReader:
+    data = config.data
+    transform = TrainTransform(data.size, data.short_side, data.crop, flip=data.flip, color=data.color)
+    return ClipReader(
+        transform, "consecutive", data.length, counts, stride=data.stride, short="loop", decoder=data.decoder
+    )
+
+
+def _view_reader(config: Config, counts: dict[Path, int]) -> ViewReader:
+    data, shape = config.data, config.eval
+    transform = ViewTransform(shape.size, max(shape.size, data.short_side), shape.crops)
+    return ViewReader(
+        transform, shape.sampling, data.length, counts, stride=data.stride, num_clips=shape.clips, decoder=data.decoder
+    )

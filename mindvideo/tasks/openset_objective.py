@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a video classifier is trained for, by the name of a method of DEAR's tables.
+
+B clips, K known classes, T frames of the feature map.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindvideo.config import Config
+from mindvideo.errors import InputError
+from mindvideo.losses.debias import debias_loss
+from mindvideo.losses.evidential import RECIPES, EvidenceLoss, annealing_weight
+from mindvideo.losses.fewshot import classification_loss
+from mindvideo.models import create_model, options_of
+from mindvideo.models.debias import DebiasHead, draw_orders
+from mindvideo.models.layers import initialize_kaiming
+from mindvideo.models.recognizer import Recognizer
+from mindvideo.models.tpn import AUXILIARY_WEIGHT, TPN, AuxiliaryHead
+from mindvideo.tasks.setup import model_options
+
+# The head that each method needs; the others have an evidential one.
+HEADS = {"dnn": "linear", "bnn": "bayesian", "rpl": "rpl", "gcpl": "gcpl"}
+
+
+def head_of(method: str) -> str:
+    """The kind of head that a method trains."""
+    return HEADS.get(method, "evidential")
+
+
+def make_model(config: Config, num_classes: int) -> Recognizer:
+    """The classifier, with fresh weights; InputError for a model of another task or an option that it does not have."""
+    if "num_classes" not in options_of(config.model.name):
+        raise InputError(f"model.name: {config.model.name} is no video classifier; see `mindvideo models`.")
+    options = model_options(config)
+    if config.loss.name == "bnn":  # the layer is its own regulariser, and DEAR's has no dropout
+        options["dropout"] = 0.0
+    model = create_model(config.model.name, num_classes=num_classes, head=head_of(config.loss.name), **options)
+    assert isinstance(model, Recognizer)
+    initialize_kaiming(model, config.seed)
+    return model
+
+
+class Objective(nn.Cell):
+    """The training loss of a batch: the method's own, what its head adds, debiasing, and TPN's auxiliary head.
+
+    `heads` serve training alone: checkpoints keep them with the optimizer's state.
+    """
+
+    def __init__(self, model: Recognizer, config: Config, num_classes: int):
+        super().__init__(auto_prefix=False)  # the model's parameters keep their names
+        method, settings = config.loss.name, config.loss
+        self.model = model
+        self.heads = nn.CellList(auto_prefix=False)
+        self.evidence_loss, self.debias_head, self.auxiliary_head = None, None, None
+        self.debiasing = "none"
+        if method in RECIPES:
+            recipe = RECIPES[method]
+            self.evidence_loss = EvidenceLoss(
+                kind=settings.kind,
+                evidence=settings.evidence,
+                kl=recipe.kl,
+                avu=recipe.avu,
+                annealing=settings.annealing,
+            )
+            if recipe.debias != "none":
+                self.debiasing = "minimax" if settings.debias == "corrected" else recipe.debias
+                head = DebiasHead(
+                    model.backbone.num_map_channels, num_classes, form=settings.debias, dropout=config.model.dropout
+                )
+                self.debias_head = self._head(head, "debias.", config.seed)
+        if isinstance(model.backbone, TPN):
+            head = AuxiliaryHead(model.backbone.num_map_channels, num_classes, dropout=config.model.dropout)
+            self.auxiliary_head = self._head(head, "auxiliary.", config.seed)
+
+    def _head(self, head: nn.Cell, prefix: str, seed: int) -> nn.Cell:
+        head.update_parameters_name(prefix)
+        initialize_kaiming(head, seed)
+        self.heads.append(head)
+        return head
+
+    def construct(
+        self,
+        clips_BCTHW: Tensor,
+        classes_B: Tensor,
+        annealing: Tensor,
+        orders_BT: Tensor | None = None,
+        first_turn: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss, and logits `[B, K]`. `annealing` is the weight of calibration and divergence; debiasing also takes the
+        orders of the map's frames and, alternating, whether it is the first branch's turn."""
+        vectors_BSC, features_BDTHW = self.model.backbone(clips_BCTHW)
+        logits_BK, penalty = self.model.head.outputs(vectors_BSC, classes_B)
+        if self.evidence_loss is None:
+            loss = classification_loss(logits_BK, classes_B) + penalty
+        else:
+            loss = self.evidence_loss(logits_BK, classes_B, annealing)
+        if self.debias_head is not None:
+            features_GBD, logits_GBK = self.debias_head(features_BDTHW, orders_BT)
+            loss = loss + debias_loss(features_GBD, logits_GBK, classes_B, self.debiasing, first_turn)
+        if self.auxiliary_head is not None:
+            auxiliary = classification_loss(self.auxiliary_head(features_BDTHW), classes_B)
+            loss = loss + AUXILIARY_WEIGHT * auxiliary
+        return loss, logits_BK
+
+
+class TrainingInputs:
+    """What `Objective` takes beside clips and classes, by the number of the step, so that a run can be resumed."""
+
+    def __init__(self, objective: Objective, config: Config, steps_per_epoch: int):
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        self.form = config.loss.debias if objective.debias_head is not None else ""
+        self.num_frames = 0
+        if self.form:
+            shape = (1, 3, config.data.length, config.data.size, config.data.size)
+            self.num_frames = objective.model.backbone(Tensor(np.zeros(shape, np.float32)))[1].shape[2]
+            self._orders(0)  # whether the map has frames enough, before any work is done
+
+    def __call__(self, step: int) -> tuple[np.ndarray, ...]:
+        epoch, last = step // self.steps_per_epoch, self.config.train.epochs
+        annealing = np.float32(annealing_weight(self.config.loss.annealing, epoch, last))
+        if not self.form:
+            return (np.asarray(annealing),)
+        # DEAR counts iterations from 0 and gives the odd ones to the first branch.
+        return np.asarray(annealing), self._orders(step), np.asarray(np.float32(step % 2))
+
+    def _orders(self, step: int) -> np.ndarray:
+        rng = np.random.default_rng((self.config.seed, step, 2))  # 2: another stream than the data's
+        return draw_orders(self.form, self.config.train.batch, self.num_frames, rng)
