@@ -9,8 +9,9 @@ import re
 import pytest
 
 from mindvideo import cli
-from mindvideo.config import SCHEMA, Field, load_config
+from mindvideo.config import load_config
 from mindvideo.convert.families import FAMILIES
+from mindvideo.schema import FEWSHOT, Field
 from tests.conftest import REPOSITORY
 
 GUIDE = (REPOSITORY / "docs" / "migration.md").read_text(encoding="utf-8")
@@ -27,8 +28,8 @@ def quoted(text: str) -> list[str]:
 
 
 def entry(key: str) -> object:
-    """What SCHEMA has for a dotted key, or None."""
-    found: object = SCHEMA
+    """What FEWSHOT has for a dotted key, or None."""
+    found: object = FEWSHOT
     for word in key.split("."):
         found = found.get(word) if isinstance(found, dict) else None
     return found

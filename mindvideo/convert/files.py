@@ -9,23 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
-from mindvideo.config import SCHEMA
-from mindvideo.convert.families import FAMILIES, Layout, Shapes, unwrapped
+from mindvideo.convert.families import FAMILIES
+from mindvideo.convert.layout import Layout, Shapes, unwrapped
 from mindvideo.engine.checkpoint import TrainingState, read_checkpoint, save_checkpoint
 from mindvideo.errors import InputError
-from mindvideo.models import create_model
+from mindvideo.models import create_model, options_of
+from mindvideo.schema import SCHEMAS
 
 _PYTORCH_FILES = (".pth", ".pt", ".tar", ".bin")
 
 
 @dataclass
 class Report:
-    """What became of each tensor: `matched`, `filled` and `missing` hold names of ours, the others those of the file.
+    """What became of each tensor: `matched`, `filled`, `fresh` and `missing` hold names of ours, the others those of
+    the file.
 
-    `options` are those of `create_model`. `filled` became zeros; `ignored` maps names to what they are, `wrong` to
-    what is wrong with them.
+    `options` are those of `create_model`. `filled` became zeros, `fresh` are drawn anew; `ignored` maps names to what
+    they are, `wrong` to what is wrong with them.
     """
 
     model: str
@@ -33,6 +35,7 @@ class Report:
     options: Mapping[str, int | str]
     matched: list[str] = field(default_factory=list)
     filled: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -47,6 +50,8 @@ class Report:
         lines = [f"from {self.layout.program}", f"  {len(self.matched)} tensors matched"]
         if self.filled:
             lines.append(f"  {len(self.filled)} that it lacks are zeros: {', '.join(self.filled)}")
+        if self.fresh:
+            lines.append(f"  {len(self.fresh)} that it lacks are drawn anew: {', '.join(self.fresh)}")
         lines += [f"  {count} {kind} ignored" for kind, count in Counter(self.ignored.values()).items()]
         options = ", ".join(f"{key}: {value}" for key, value in {"name": self.model, **self.options}.items())
         return "\n".join([*lines, f"  in a config: model: {{{options}}}", f"  note: {self.layout.advice}"])
@@ -59,20 +64,25 @@ def convert(source: Path, destination: Path, model: str) -> Report:
     is missing, unexpected or wrong, or a file of that name exists; nothing is written then.
     """
     path = _free_name(destination)
-    arrays = _read(source)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    layout = _recognise(source, model, shapes)
-    report = Report(model, layout, _options(source, model, layout, shapes))
-    network = create_model(model, **report.options)
-    weights = _match(arrays, {name: tuple(p.shape) for name, p in network.parameters_and_names()}, report)
-    problems = report.problems()
+    network, weights, report = match(source, _read(source), model)
+    layout, problems = report.layout, report.problems()
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise InputError(f"{source} is no {model!r} from {layout.program}: {len(problems)} differences: {shown}.")
     for name, parameter in network.parameters_and_names():
-        parameter.set_data(Tensor(weights[name]))
+        if name in weights:
+            parameter.set_data(Tensor(weights[name]))
     save_checkpoint(path, network, TrainingState(model))
     return report
+
+
+def match(source: Path, arrays: Mapping[str, np.ndarray], model: str) -> tuple[nn.Cell, dict[str, np.ndarray], Report]:
+    """The network that the arrays of `source` are of, its weights by our names, and what became of each tensor."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    layout = _recognise(source, model, shapes)
+    report = Report(model, layout, _options(source, model, layout, shapes))
+    network = create_model(model, **report.options)
+    return network, _match(arrays, {name: tuple(p.shape) for name, p in network.parameters_and_names()}, report), report
 
 
 def _free_name(destination: Path) -> Path:
@@ -132,8 +142,10 @@ def _options(source: Path, model: str, layout: Layout, shapes: Shapes) -> dict[s
     """The options of `create_model`; InputError if a config could not name them."""
     options = FAMILIES[model].options(layout, shapes)
     for key, value in options.items():
+        if key in ("num_classes", "head"):  # a config has the data and the method decide on them
+            continue
         try:
-            SCHEMA["model"][key].parse(value)
+            SCHEMAS["openset" if "num_classes" in options_of(model) else "fewshot"]["model"][key].parse(value)
         except ValueError as error:
             raise InputError(f"{source}: its {key} is {value!r}; it must be {error}.") from None
     return options
@@ -146,10 +158,15 @@ def _match(arrays: Mapping[str, np.ndarray], wanted: Shapes, report: Report) -> 
         theirs = layout.theirs(name)
         if theirs in arrays:
             report.matched.append(name)
-            weights[name] = _as_weight(theirs, arrays[theirs], shape, report)
+            array = arrays[theirs]
+            if layout.inflates and (array.ndim, len(shape)) == (4, 5):
+                array = np.repeat(array[:, :, None], shape[2], axis=2) / np.float32(shape[2])
+            weights[name] = _as_weight(theirs, array, shape, report)
         elif layout.zeros and layout.zeros.fullmatch(name):
             report.filled.append(name)
             weights[name] = np.zeros(shape, np.float32)
+        elif layout.fresh and layout.fresh.fullmatch(name):
+            report.fresh.append(name)
         else:
             report.missing.append(name)
     for name in sorted(arrays.keys() - {layout.theirs(name) for name in wanted}):

@@ -4,26 +4,21 @@
 from __future__ import annotations
 
 import json
-import re
 import zlib
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
 
-_LEAVES = {
-    ".norm.gamma": ".bn.weight",
-    ".norm.beta": ".bn.bias",
-    ".norm.moving_mean": ".bn.running_mean",
-    ".norm.moving_variance": ".bn.running_var",
-}
+from mindvideo.convert.families import FAMILIES
+
+# Where the published name of a network stands in the reference's config.
+ARCHITECTURES = {"ResNet3d": "i3d", "ResNetTSM": "tsm", "ResNet3dSlowFast": "slowfast", "ResNet3dSlowOnly": "tpn"}
 
 
-def theirs(name: str) -> str:
+def theirs(model: str, name: str) -> str:
     """The reference name of one of our parameters."""
-    for own, reference in _LEAVES.items():
-        name = name.replace(own, reference)
-    return re.sub(r"^fc\.", "cls_head.fc_cls.", name)
+    return FAMILIES[model].layouts[0].theirs(name)
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -42,22 +37,42 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def fill(model: nn.Cell, seed: int) -> None:
-    """Give a model the recipe's weights."""
-    for name, parameter in model.parameters_and_names():
-        parameter.set_data(Tensor(weight(theirs(name), parameter.shape, int(seed))))
+def fill(parts: nn.Cell, model: str, seed: int) -> None:
+    """Give a model, or heads of its training, the recipe's weights."""
+    for parameter in parts.get_parameters():
+        parameter.set_data(Tensor(weight(theirs(model, parameter.name), parameter.shape, int(seed))))
+
+
+def made_of(golden: Any, architecture: str) -> tuple[str, dict[str, int]]:
+    """Our name and options of a file's network, which is of published size if the file has no config."""
+    options: dict[str, int] = {"num_classes": golden["cls_score"].shape[1] if "cls_score" in golden.files else 0}
+    if "cfg_json" not in golden.files:
+        return f"{architecture}_r50", options
+    config = json.loads(str(golden["cfg_json"]))
+    backbone = config["backbone"]
+    options["num_classes"] = config["cls_head"]["num_classes"]
+    if "slow_pathway" in backbone:
+        options["width"] = backbone["slow_pathway"]["base_channels"]
+        options["fast_width"] = backbone["fast_pathway"]["base_channels"]
+    elif "base_channels" in backbone:
+        options["width"] = backbone["base_channels"]
+    return f"{architecture}_r{backbone.get('depth', 50)}", options
+
+
+def random_clips(seed: int, shape: tuple[int, ...], scale: float = 2.0) -> np.ndarray:
+    """The recipe's input, float32."""
+    return (scale * (2 * np.random.RandomState(int(seed)).random_sample(shape) - 1)).astype(np.float32)
 
 
 def views(golden: Any) -> np.ndarray:
-    """The file's input as `[videos * views, 3, T, H, W]`."""
+    """The file's input as `[videos * views, 3, T, H, W]`; TSM's files have the frames in place of the views."""
     if "imgs" in golden.files:
         clips = golden["imgs"]
     else:
-        q = np.random.RandomState(int(golden["input_seed"])).random_sample(golden["input_shape"].tolist())
-        clips = float(golden["input_scale"]) * (2 * q - 1)
-    return clips.reshape(-1, *clips.shape[2:]).astype(np.float32)
-
-
-def backbone_options(golden: Any) -> dict[str, Any]:
-    """What a thin network's file says of its backbone; nothing for one of published size."""
-    return json.loads(str(golden["cfg_json"]))["backbone"] if "cfg_json" in golden.files else {}
+        clips = random_clips(golden["input_seed"], golden["input_shape"].tolist(), float(golden["input_scale"]))
+    if clips.ndim == 6:
+        return clips.reshape(-1, *clips.shape[2:])
+    segments = 8
+    if "cfg_json" in golden.files:
+        segments = json.loads(str(golden["cfg_json"]))["backbone"]["num_segments"]
+    return np.ascontiguousarray(clips.reshape(-1, segments, *clips.shape[2:]).swapaxes(1, 2))
