@@ -15,31 +15,33 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindvideo.config import SCHEMA, Config, to_yaml
+from mindvideo.config import Config, to_yaml
 from mindvideo.data.loader import load_episodes
 from mindvideo.engine.checkpoint import TrainingState, load_checkpoint
 from mindvideo.engine.device import use_device
 from mindvideo.engine.log import RunLog, say
 from mindvideo.engine.loop import fit
 from mindvideo.engine.optim import learning_rates, make_adam, make_step
-from mindvideo.engine.run import check_same_run, latest_run, new_run, write_result
+from mindvideo.engine.run import new_run, write_result
 from mindvideo.errors import InputError
 from mindvideo.losses.fewshot import annealing_weight
 from mindvideo.metrics import fewshot as metrics
-from mindvideo.models import create_model, options_of
+from mindvideo.models import create_model
 from mindvideo.models.arn import ARN
 from mindvideo.models.layers import describe_operators, initialize
+from mindvideo.models.two_stream import TwoStream
 from mindvideo.tasks.fewshot_data import FewShotData, prepare_data
-from mindvideo.tasks.fewshot_episodes import EpisodeResults, queries, run_episodes
+from mindvideo.tasks.fewshot_episodes import EpisodeResults, encode_all, queries, run_episodes
 from mindvideo.tasks.fewshot_objective import Objective, augmentation_of
 from mindvideo.tasks.fewshot_report import write_report
+from mindvideo.tasks.setup import model_options, run_folder, starting_state, unfinished_run
 
 
 def train(config: Config) -> Path:
     """Train, test the best model, and return the run's folder; `train.resume=auto` continues an unfinished run."""
     device = use_device(config.device)
     ms.set_seed(config.seed)
-    unfinished = _unfinished_run(config)
+    unfinished = unfinished_run(config)
     data = prepare_data(config)
     model = make_model(config)
     objective = Objective(model, config, len(data.samplers["train"].classes))
@@ -48,15 +50,8 @@ def train(config: Config) -> Path:
         decay_every=config.optim.decay_every, decay_factor=config.optim.decay_factor,
     )  # fmt: skip
     optimizer = make_adam([model, *objective.heads], rates, weight_decay=config.optim.weight_decay)
-    state = TrainingState(model=config.model.name, config=config.to_dict())
-    if unfinished:
-        state = load_checkpoint(unfinished / "last.ckpt", model, config.model.name, optimizer)
-    elif config.train.pretrained:
-        load_checkpoint(Path(config.train.pretrained), model, config.model.name)
-    # Made last, so that a mistake in the input leaves no empty folder behind.
-    folder = unfinished or new_run(Path(config.output), config.name, to_yaml(config))
-    say(f"{device}, {describe_operators()}")
-    say(f"[Start training `{config.model.name}`] {folder}, episode {state.step}/{config.train.episodes}")
+    state = starting_state(config, model, optimizer, unfinished)
+    folder = run_folder(config, unfinished, state, device, config.train.episodes)
     objective.set_train()
     with RunLog(folder, step=state.step, tensorboard=config.train.tensorboard) as log:
         if state.step < config.train.episodes:
@@ -79,31 +74,9 @@ def evaluate(config: Config, checkpoint: Path) -> Path:
     return folder
 
 
-def _unfinished_run(config: Config) -> Path | None:
-    """The folder of the run to continue; None to start anew."""
-    if config.train.resume == "never":
-        return None
-    output = Path(config.output)
-    folder = latest_run(output, config.name)
-    if folder is None or not (folder / "last.ckpt").is_file():
-        say(f"train.resume=auto: no unfinished run {config.name!r} in {output}; starting anew.")
-        return None
-    if (folder / "result.json").is_file():
-        raise InputError(f"{folder} is finished: see {folder / 'report.html'}. Nothing to resume.")
-    check_same_run(folder, config.to_dict())
-    return folder
-
-
 def make_model(config: Config) -> ARN:
     """The model with the options it has; InputError if another option is set, which would have no effect."""
-    allowed = options_of(config.model.name)
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    for key, value in options.items():
-        if key not in allowed and value != SCHEMA["model"][key].default:
-            raise InputError(
-                f"model.{key} is {value!r}, but {config.model.name} has no such option; it has {', '.join(allowed)}."
-            )
-    model = create_model(config.model.name, **{key: value for key, value in options.items() if key in allowed})
+    model = create_model(config.model.name, **model_options(config))
     if not isinstance(model, ARN):
         raise InputError(f"model.name: {config.model.name} is no few-shot model; see `mindvideo models`.")
     initialize(model, config.seed)
@@ -125,7 +98,7 @@ def _fit(
         make_step(objective, optimizer, clip_norm=config.optim.clip_norm), _batches(config, data, state.step),
         model=objective.model, optimizer=optimizer, state=state, num_steps=config.train.episodes,
         folder=folder, log=log,
-        accuracy=lambda scores: metrics.episode_accuracy(scores.asnumpy()[:known], labels_M),
+        accuracy=lambda scores, _: metrics.episode_accuracy(scores.asnumpy()[:known], labels_M),
         validate=_validation(config, data, objective.model), validate_every=config.train.validate_every,
         save_every=config.train.save_every, log_every=config.train.log_every,
     )  # fmt: skip
@@ -133,7 +106,7 @@ def _fit(
 
 def _batches(config: Config, data: FewShotData, start: int) -> Iterator[tuple[Tensor, ...]]:
     """The inputs of `Objective`, from episode `start` on."""
-    samples, sampler, total = data.parts["train"], data.samplers["train"], config.train.episodes
+    samples, sampler, total = data.training, data.samplers["train"], config.train.episodes
     episodes = load_episodes(
         sampler, samples, data.train_reader, start=start, stop=total, workers=config.data.workers,
         augmentation=augmentation_of(config),
@@ -153,10 +126,20 @@ def _validation(config: Config, data: FewShotData, model: ARN) -> Callable[[], f
         say(f"validation is {sampler.way}-way: there are no more validation classes on disk.")
 
     def validate() -> float:
+        if isinstance(model, TwoStream):
+            _recentre(config, data, model)
         results = _run(config, data, model, "val", config.train.validate_episodes)
         return float(results.accuracies().mean())
 
     return validate
+
+
+def _recentre(config: Config, data: FewShotData, model: TwoStream) -> None:
+    """By the training videos of the data set that is tested, as they are read in test."""
+    embeddings, _ = encode_all(
+        model, {}, data.parts["train"], data.eval_reader, batch=config.eval.batch, workers=config.data.workers
+    )
+    model.recentre(embeddings)
 
 
 def _run(config: Config, data: FewShotData, model: ARN, part: str, num_episodes: int) -> EpisodeResults:

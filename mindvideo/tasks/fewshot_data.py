@@ -3,37 +3,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mindvideo.config import REPOSITORY, Config, resolve
-from mindvideo.data import stickfigures
-from mindvideo.data.datasets import READERS, count_all_frames
+from mindvideo.config import Config, resolve
+from mindvideo.data.datasets import READERS
 from mindvideo.data.episodes import EpisodeSampler
 from mindvideo.data.loader import ClipReader
 from mindvideo.data.manifest import Sample
 from mindvideo.data.splits import PARTS, read_split, select
 from mindvideo.data.transforms import ClipTransform
-from mindvideo.engine.log import progress_bar, say
+from mindvideo.engine.log import say
 from mindvideo.errors import InputError, VideoError
+from mindvideo.tasks.setup import dataset_root, decode_check, sample_folder
 
 
 @dataclass
 class FewShotData:
-    """Samples and episodes by part, how to read clips, how split and disk differ, and videos left out."""
+    """Samples and episodes by part, how to read clips, how split and disk differ, and videos left out.
+
+    `second` are the training videos of the second data set, which training episodes draw on too.
+    """
 
     parts: dict[str, list[Sample]]
+    second: list[Sample]
     samplers: dict[str, EpisodeSampler]
     train_reader: ClipReader
     eval_reader: ClipReader
     notes: list[str]
     excluded: list[str]
 
+    @property
+    def training(self) -> list[Sample]:
+        """All that is trained on."""
+        return self.parts["train"] + self.second
+
     def describe(self) -> dict[str, list[str]]:
         """The class names of each part."""
-        return {part: sorted({s.label for s in samples}) for part, samples in self.parts.items()}
+        own = {part: sorted({s.label for s in samples}) for part, samples in self.parts.items()}
+        return own | ({"second": sorted({s.label for s in self.second})} if self.second else {})
 
 
 def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
@@ -44,33 +53,43 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
     samples, split = _find_samples(config)
     selection = select(read_split(split), samples)
     notes = selection.notes(parts)
+    found = {part: selection.samples[part] for part in parts}
+    if "train" in parts and config.second.dataset != "none":
+        found["second"], told = _second(config)
+        notes += told
     for note in notes:
         say(note)
-    found = {part: selection.samples[part] for part in parts}
-    counts, excluded = _decode_check(config, [sample for members in found.values() for sample in members])
+    counts, excluded = decode_check(config, [sample for members in found.values() for sample in members])
     whole = {part: [s for s in members if s.path in counts] for part, members in found.items()}
     train_reader, eval_reader = _readers(config, counts)
     _check_lengths(whole, train_reader, eval_reader)
-    samplers = {part: _sampler(config, part, members) for part, members in whole.items()}
-    return FewShotData(whole, samplers, train_reader, eval_reader, notes, excluded)
+    second = whole.pop("second", [])
+    samplers = {
+        part: _sampler(config, part, members + second if part == "train" else members)
+        for part, members in whole.items()
+    }
+    return FewShotData(whole, second, samplers, train_reader, eval_reader, notes, excluded)
 
 
-def dataset_root(config: Config) -> Path:
-    """`data.root`, or the entry of data/data.json for `data.dataset`."""
-    if config.data.root:
-        return resolve(config.data.root)
-    listing = REPOSITORY / "data" / "data.json"
-    roots = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
-    if config.data.dataset not in roots:
-        raise InputError(f"data.root is not set, and {listing} has no entry {config.data.dataset!r}.")
-    return resolve(roots[config.data.dataset])
+def _second(config: Config) -> tuple[list[Sample], list[str]]:
+    """The training videos of the second data set, whose classes and sources bear its name, and notes on them."""
+    settings = config.second
+    if settings.dataset == "stickfigures" or not settings.split:
+        raise InputError(
+            f"second.dataset is {settings.dataset}; it needs second.split, a folder of class names, and its own videos."
+        )
+    selection = select(read_split(resolve(settings.split)), READERS[settings.dataset](dataset_root(config, "second")))
+    named = [
+        replace(sample, label=f"{settings.dataset}/{sample.label}", group=f"{settings.dataset}/{sample.group}")
+        for sample in selection.samples["train"]
+    ]
+    return named, [f"{settings.dataset}: {note}" for note in selection.notes(("train",))]
 
 
 def _find_samples(config: Config) -> tuple[list[Sample], Path]:
     """All samples and the folder of the class split."""
     if config.data.dataset == "stickfigures":
-        with progress_bar("make the sample", 1) as progress:
-            root = stickfigures.ensure_sample(progress=lambda done, total: progress(done / total))
+        root = sample_folder()
         return READERS["stickfigures"](root / "videos"), root / "fewshot"
     if not config.data.split:
         raise InputError("data.split is not set: a folder with train.txt, val.txt and test.txt of class names.")
@@ -87,19 +106,6 @@ def _sampler(config: Config, part: str, samples: list[Sample]) -> EpisodeSampler
         return EpisodeSampler(samples, way=way, shot=shape.shot, query=shape.query, seed=seed, unknown=unknown)
     except InputError as error:
         raise InputError(f"{part} part: {error}") from error
-
-
-def _decode_check(config: Config, samples: list[Sample]) -> tuple[dict[Path, int], list[str]]:
-    """True frame counts; broken videos are an error, or with `data.broken: exclude` left out and told."""
-    with progress_bar("check videos", len(samples)) as progress:
-        counts, broken = count_all_frames(samples, config.data.decoder, progress=progress)
-    if broken:
-        shown = "\n  ".join(list(broken.values())[:10]) + ("\n  ..." if len(broken) > 10 else "")
-        told = f"{len(broken)} of {len(samples)} videos cannot be decoded:\n  {shown}"
-        if config.data.broken == "error":
-            raise VideoError(f"{told}\nRepair or remove them, or set data.broken=exclude to go on without them.")
-        say(f"excluded: {told}")
-    return counts, [str(path) for path in broken]
 
 
 def _readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, ClipReader]:
@@ -122,7 +128,7 @@ def _check_lengths(parts: dict[str, list[Sample]], train_reader: ClipReader, eva
     """Every video must be long enough before any work is done."""
     problems = []
     for part, samples in parts.items():
-        reader = train_reader if part == "train" else eval_reader
+        reader = train_reader if part in ("train", "second") else eval_reader
         for sample in samples:
             try:
                 reader.check(sample)

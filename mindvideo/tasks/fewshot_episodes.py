@@ -90,7 +90,7 @@ def run_episodes(
     classes = []
     with _statistics(model, batch_norm):
         encoder = model if alone else None
-        embeddings, descriptors = _encode_all(encoder, controls, samples, reader, batch=batch, workers=workers)
+        embeddings, descriptors = encode_all(encoder, controls, samples, reader, batch=batch, workers=workers)
         judged = (
             _of_embeddings(model, sampler, embeddings, num_episodes)
             if alone
@@ -184,7 +184,7 @@ def _of_episodes(
         yield scores.asnumpy(), knownness.asnumpy()
 
 
-def _encode_all(
+def encode_all(
     model: ARN | None,
     controls: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     samples: list[Sample],
