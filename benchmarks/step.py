@@ -44,10 +44,10 @@ I3D_TARGET, I3D_CLASSES = np.array([3, 7], np.int32), 101
 
 def mindspore_step(problem: str) -> Step:
     import mindvideo  # noqa: F401, I001  (sets how threads wait, before MindSpore loads)
-    from mindspore import Tensor, nn
+    from mindspore import Tensor
 
     from mindvideo.engine.device import use_device
-    from mindvideo.engine.optim import learning_rates, make_adam, make_step
+    from mindvideo.engine.optim import learning_rates, make_adam, make_sgd, make_step
     from mindvideo.losses.fewshot import classification_loss, relation_loss
     from mindvideo.models import create_model
     from mindvideo.models.layers import initialize
@@ -71,7 +71,8 @@ def mindspore_step(problem: str) -> Step:
             logits = model(clips_BCTHW)
             return classification_loss(logits, target), logits
 
-        optimizer = nn.Momentum(model.trainable_params(), 1e-3, 0.9, weight_decay=1e-4, use_nesterov=True)
+        rates = learning_rates("constant", 1e-3, 1000)
+        optimizer = make_sgd([model], rates, momentum=0.9, nesterov=True, weight_decay=1e-4)
         batch = [Tensor(clips(*I3D_CLIPS))]
     initialize(model, 1)
     if problem == "i3d-inference":

@@ -388,4 +388,4 @@ def test_an_unknown_model_is_a_wrong_word(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["convert", "a.ckpt", "b.ckpt", "--model", "arm"])
     assert stop.value.code == 2
-    assert "invalid choice: 'arm' (choose from 'arn')" in capsys.readouterr().err
+    assert "invalid choice: 'arm' (choose from 'arn', 'i3d_r18'" in capsys.readouterr().err
