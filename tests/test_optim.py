@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates in closed form, and the compiled step against Adam written in numpy."""
+"""Learning rates in closed form, and the compiled step against Adam and SGD written in numpy."""
 
 import math
+from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from mindvideo.engine.optim import SCHEDULES, learning_rates, make_adam, make_step
+from mindvideo.engine.optim import SCHEDULES, learning_rates, make_adam, make_sgd, make_step, same_scale, tsm_scale
 
 X = np.array([[0.5, -1.0, 2.0], [1.5, 0.3, -0.7], [-0.2, 0.8, 0.1], [1.0, 1.0, 1.0]])
 Y = np.array([[1.0, 0.0], [-1.0, 0.5], [0.2, 0.2], [3.0, -2.0]])
@@ -41,11 +42,38 @@ def test_cosine_rate():
     assert 0 < rates[7] < 0.01
 
 
+def test_a_rate_that_is_held_changes_once_an_epoch():
+    rates = learning_rates("cosine", 0.2, 12, hold=3)
+    epochs = [0.1 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert rates == pytest.approx(np.repeat(epochs, 3))
+
+
+@pytest.mark.parametrize(("schedule", "at_5"), [("constant", 0.2), ("step", 0.02), ("cosine", 0.1)])
+def test_warmup_rises_from_a_tenth_of_what_the_rate_would_be(schedule, at_5):
+    settings = {"decay_every": 5, "decay_factor": 0.1, "hold": 5}
+    plain = learning_rates(schedule, 0.2, 10, **settings)
+    warm = learning_rates(schedule, 0.2, 10, warmup=6, **settings)
+    factors = [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.0, 1.0, 1.0]
+    assert warm == pytest.approx(plain * factors)
+    assert (warm[0], warm[5], warm[6]) == pytest.approx((0.02, 0.85 * at_5, at_5))
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rates_never_rise_and_there_is_one_a_step(schedule):
     rates = learning_rates(schedule, 1e-2, 33, decay_every=10, decay_factor=0.1)
     assert rates.shape == (33,)
     assert np.all(np.diff(rates) <= 0)
+
+
+def slopes(weights: list[np.ndarray], clip_norm: float = 0.0) -> tuple[float, list[np.ndarray]]:
+    """The mean squared error of a dense layer, and its gradient, clipped by the global norm."""
+    error = X @ weights[0].T + weights[1] - Y
+    slope = 2 * error / error.size
+    grads = [slope.T @ X, slope.sum(axis=0)]
+    norm = math.sqrt(sum((g**2).sum() for g in grads))
+    if 0 < clip_norm < norm:
+        grads = [g * clip_norm / norm for g in grads]
+    return float((error**2).mean()), grads
 
 
 def numpy_adam(clip_norm: float, weight_decay: float) -> tuple[list[float], list[np.ndarray]]:
@@ -54,13 +82,8 @@ def numpy_adam(clip_norm: float, weight_decay: float) -> tuple[list[float], list
     first, second = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
     losses = []
     for step, rate in enumerate(RATES, start=1):
-        error = X @ weights[0].T + weights[1] - Y
-        losses.append(float((error**2).mean()))
-        slope = 2 * error / error.size
-        grads = [slope.T @ X, slope.sum(axis=0)]
-        norm = math.sqrt(sum((g**2).sum() for g in grads))
-        if 0 < clip_norm < norm:
-            grads = [g * clip_norm / norm for g in grads]
+        loss, grads = slopes(weights, clip_norm)
+        losses.append(loss)
         for i, grad in enumerate(grads):
             grad = grad + weight_decay * weights[i]
             first[i] = 0.9 * first[i] + 0.1 * grad
@@ -71,7 +94,16 @@ def numpy_adam(clip_norm: float, weight_decay: float) -> tuple[list[float], list
 
 
 def three_steps(clip_norm: float, weight_decay: float, compiled: bool = True) -> tuple[list[float], list[np.ndarray]]:
-    """Losses and final weights of `make_step`, compiled or run line by line."""
+    """Losses and final weights of `make_step` with Adam, compiled or run line by line."""
+    return three_steps_of(
+        lambda model: make_adam([model], RATES.astype(np.float32), weight_decay=weight_decay), clip_norm, compiled
+    )
+
+
+def three_steps_of(
+    make_optimizer: Callable[[nn.Cell], nn.Optimizer], clip_norm: float = 0.0, compiled: bool = True
+) -> tuple[list[float], list[np.ndarray]]:
+    """Losses and final weights of `make_step` on a dense layer."""
     model = nn.Dense(3, 2)
     model.weight.set_data(Tensor(WEIGHT, ms.float32))
     model.bias.set_data(Tensor(BIAS, ms.float32))
@@ -80,8 +112,7 @@ def three_steps(clip_norm: float, weight_decay: float, compiled: bool = True) ->
         output = model(x)
         return ((output - y) ** 2).mean(), output
 
-    adam = make_adam([model], RATES.astype(np.float32), weight_decay=weight_decay)
-    step = make_step(forward, adam, clip_norm=clip_norm)
+    step = make_step(forward, make_optimizer(model), clip_norm=clip_norm)
     step = step if compiled else step.__wrapped__
     losses = []
     for _ in RATES:
@@ -148,3 +179,61 @@ def test_the_second_value_is_that_before_the_update_of_all_models():
     slopes = np.outer([1.0, -2.0], X.sum(axis=0)), (X @ WEIGHT.T + BIAS).sum(axis=0)[None]
     assert np.allclose(body.weight.asnumpy(), WEIGHT - RATES[0] * np.sign(slopes[0]), atol=1e-6)
     assert np.allclose(head.weight.asnumpy(), [[1.0, -2.0]] - RATES[0] * np.sign(slopes[1]), atol=1e-6)
+
+
+def numpy_sgd(
+    momentum: float, nesterov: bool, weight_decay: float, scale: Callable[[str], tuple[float, float]]
+) -> tuple[list[float], list[np.ndarray]]:
+    """Losses and final weights in float64 under SGD as PyTorch documents it."""
+    weights, losses = [WEIGHT.copy(), BIAS.copy()], []
+    velocities = [np.zeros_like(w) for w in weights]
+    for rate in RATES:
+        loss, grads = slopes(weights)
+        losses.append(loss)
+        for i, name in enumerate(("weight", "bias")):
+            of_rate, of_decay = scale(name)
+            grad = grads[i] + of_decay * weight_decay * weights[i]
+            velocities[i] = momentum * velocities[i] + grad
+            weights[i] = weights[i] - of_rate * rate * (grad + momentum * velocities[i] if nesterov else velocities[i])
+    return losses, weights
+
+
+def uneven_scale(name: str) -> tuple[float, float]:
+    return {"weight": (0.5, 3.0), "bias": (2.0, 0.0)}[name]
+
+
+SGD_CASES = [
+    (0.0, False, 0.0, same_scale), (0.9, False, 0.0, same_scale), (0.9, True, 0.0, same_scale),
+    (0.9, True, 0.1, same_scale), (0.9, True, 0.1, uneven_scale), (0.9, False, 0.1, uneven_scale),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("momentum", "nesterov", "weight_decay", "scale"), SGD_CASES)
+def test_three_steps_equal_sgd_in_numpy(momentum, nesterov, weight_decay, scale):
+    losses, weights = three_steps_of(
+        lambda model: make_sgd(
+            [model], RATES.astype(np.float32), momentum=momentum, nesterov=nesterov, weight_decay=weight_decay,
+            scale=scale,
+        )
+    )  # fmt: skip
+    expected_losses, expected_weights = numpy_sgd(momentum, nesterov, weight_decay, scale)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    for weight, expected in zip(weights, expected_weights, strict=True):
+        assert np.allclose(weight, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_cases_of_sgd_differ():
+    finals = [numpy_sgd(*case)[1] for case in SGD_CASES]
+    for i in range(len(finals)):
+        for j in range(i):
+            assert max(np.abs(a - b).max() for a, b in zip(finals[i], finals[j], strict=True)) > 1e-3, (i, j)
+
+
+def test_tsm_s_factors_by_name():
+    """Of what a model, the debiasing head and TPN's auxiliary head call their parameters."""
+    expected = {
+        "backbone.conv1.conv.weight": (1, 1), "backbone.conv1.norm.gamma": (1, 0), "backbone.conv1.norm.beta": (1, 0),
+        "head.fc.weight": (5, 1), "head.fc.bias": (10, 0), "head.centers": (5, 1),
+        "debias.f3.fc.weight": (1, 1), "debias.f3.fc.bias": (2, 0), "debias.f1.conv.norm.beta": (1, 0),
+    }  # fmt: skip
+    assert {name: tsm_scale(name) for name in expected} == expected

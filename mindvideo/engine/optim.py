@@ -67,28 +67,59 @@ def tsm_scale(name: str) -> tuple[float, float]:
     return (2.0, 0.0) if name.endswith("bias") else (1.0, 1.0)
 
 
-def make_sgd(
-    models: Sequence[nn.Cell],
-    rates: np.ndarray,
-    *,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    scale: Scale = same_scale,
-) -> nn.Optimizer:
-    """SGD with momentum, as PyTorch defines it, and one rate a step; `scale` gives factors by a parameter's name.
+class SGD(nn.Optimizer):
+    """SGD with momentum as PyTorch defines it: v = momentum v + g + decay p, and p falls by the rate times v or,
+    looking ahead (Nesterov), times g + decay p + momentum v.
 
-    Not nn.Momentum, whose Nesterov steps on a CPU are others than it says.
+    MindSpore's nn.Momentum takes other Nesterov steps on a CPU, and its nn.SGD holds a further copy of all weights.
+
+    Args:
+        rates: the learning rate of each step.
+        scale: factors of learning rate and weight decay by a parameter's name.
     """
-    groups: dict[tuple[float, float], list[Parameter]] = {}
-    for model in models:
-        for parameter in model.trainable_params():
-            groups.setdefault(scale(parameter.name), []).append(parameter)
-    parameters = [
-        {"params": members, "lr": Tensor(rate * rates, ms.float32), "weight_decay": decay * weight_decay}
-        for (rate, decay), members in groups.items()
-    ]
-    return nn.SGD(parameters, Tensor(rates), momentum=momentum, nesterov=nesterov)
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        rates: np.ndarray,
+        *,
+        momentum: float,
+        nesterov: bool,
+        weight_decay: float,
+        scale: Scale = same_scale,
+    ):
+        super().__init__(Tensor(rates), list(parameters))
+        self.velocities = self.parameters.clone(prefix="velocity", init="zeros")
+        self.momentum, self.nesterov = momentum, nesterov
+        factors = [scale(parameter.name) for parameter in self.parameters]
+        self.rate_scales = tuple(rate for rate, _ in factors)
+        self.decays = tuple(decay * weight_decay for _, decay in factors)
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> None:
+        rate = self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        for i in range(len(self.decays)):
+            slope = gradients[i] + self.decays[i] * self.parameters[i]
+            velocity = ops.assign(self.velocities[i], self.momentum * self.velocities[i] + slope)
+            step = slope + self.momentum * velocity if self.nesterov else velocity
+            ops.assign_sub(self.parameters[i], (rate * self.rate_scales[i]) * step)
+
+
+def make_sgd(models: Sequence[nn.Cell], rates: np.ndarray, **options: Any) -> SGD:
+    """SGD, with these options of it, of all that the models have to learn."""
+    return SGD([parameter for model in models for parameter in model.trainable_params()], rates, **options)
+
+
+def clip_gradients(gradients: Sequence[Tensor], most: float) -> tuple[Tensor, ...]:
+    """Scaled down together so that their global norm is `most` where it is more, as in PyTorch.
+
+    ops.clip_by_global_norm does so too, and holds four times the gradients' memory.
+    """
+    square = ops.L2Loss()(gradients[0])
+    for gradient in gradients[1:]:
+        square = square + ops.L2Loss()(gradient)
+    scale = ops.clamp(most / (ops.sqrt(2.0 * square) + 1e-6), max=1.0)
+    return tuple([gradient * scale for gradient in gradients])
 
 
 def make_step(
@@ -105,7 +136,7 @@ def make_step(
     def step(*batch: Tensor) -> tuple[Tensor, Tensor]:
         (loss, scores), grads = value_and_grad(*batch)
         if clip_norm > 0:
-            grads = ops.clip_by_global_norm(grads, clip_norm)
+            grads = clip_gradients(grads, clip_norm)
         optimizer(grads)
         return loss, scores
 
