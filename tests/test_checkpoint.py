@@ -16,7 +16,7 @@ from mindspore import Tensor, nn
 from safetensors.numpy import load_file
 
 from mindvideo.engine import checkpoint
-from mindvideo.engine.checkpoint import TrainingState, load_checkpoint, read_checkpoint, save_checkpoint
+from mindvideo.engine.checkpoint import TrainingState, load_checkpoint, load_part, read_checkpoint, save_checkpoint
 from mindvideo.errors import InputError
 
 STATE = TrainingState("small", step=7, seconds=1.5, best=0.625, best_step=4, config={"seed": 3, "name": "ä"})
@@ -117,6 +117,38 @@ def test_another_model_is_refused_and_nothing_loaded(saved):
             load_checkpoint(saved, other, "other")
         assert "\n" not in str(caught.value)
         assert_equal(values(other), before)
+
+
+class Pair(nn.Cell):
+    """Two parts by name."""
+
+    def __init__(self, seed: int, width: int = 3, classes: int = 2):
+        super().__init__()
+        self.body, self.head = small_model(seed, width), nn.Dense(width, classes)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_one_part_comes_from_a_checkpoint_whose_others_do_not_fit(tmp_path, suffix):
+    given, model = Pair(1), Pair(2, classes=5)
+    save_checkpoint(tmp_path / "given.ckpt", given, STATE, nn.Adam(given.trainable_params()))
+    before = values(model)
+    load_part(tmp_path / f"given{suffix}", model, "pair", "body.")
+    assert_equal(values(model.body), values(given.body))
+    assert_equal(values(model.head), {name: before[name] for name in values(model.head)})
+
+
+def test_a_part_that_is_not_there_or_of_another_shape_is_refused_and_nothing_loaded(tmp_path):
+    save_checkpoint(tmp_path / "given.ckpt", Pair(1), STATE)
+    for model, prefix, message in (
+        (Pair(2, width=5), "body.", r"3 differences: body.0.weight is \(3, 4\), the model needs \(5, 4\)"),
+        (nn.SequentialCell(Pair(2)), "0.body.", r"4 differences: missing 0.body.0.weight"),
+    ):
+        before = values(model)
+        with pytest.raises(InputError, match=rf"given.ckpt does not fit model 'pair': it holds a 'small' .*{message}"):
+            load_part(tmp_path / "given.ckpt", model, "pair", prefix)
+        assert_equal(values(model), before)
+    with pytest.raises(InputError, match="absent.ckpt: no such checkpoint"):
+        load_part(tmp_path / "absent.ckpt", Pair(2), "pair", "body.")
 
 
 def no_space(monkeypatch) -> None:

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models by name: what is known, and what is said of the unknown."""
+"""Models by name: what is known, and what is said of the unknown; any head on any backbone."""
 
+import numpy as np
 import pytest
-from mindspore import nn
+from mindspore import Tensor, nn
 
 from mindvideo.errors import InputError
-from mindvideo.models import create_model, describe, list_models, registry
+from mindvideo.heads import HEADS
+from mindvideo.models import create_model, describe, list_models, options_of, registry
+from mindvideo.models.c3d import C3D_CLIP
+from mindvideo.models.layers import initialize_kaiming
+from mindvideo.models.recognizer import Recognizer
+
+CLASSIFIERS = [name for name in list_models() if "num_classes" in options_of(name)]
 
 
 @pytest.fixture
@@ -69,3 +76,43 @@ def test_an_unknown_option_lists_those_there_are(two_models):
 def test_a_name_cannot_be_taken_twice(two_models):
     with pytest.raises(ValueError, match="two models are called 'deep_net'"):
         registry.register(two_models[1])
+
+
+def test_these_are_the_classifiers():
+    assert {
+        *("i3d_r50", "tsm_r50", "slowfast_r50", "tpn_r50", "slowonly_r50", "ircsn_r50", "ircsn_r152", "c3d"),
+        *("i3d_r18", "tsm_r18", "slowfast_r18", "tpn_r18", "slowonly_r18"),
+    } <= set(CLASSIFIERS)
+    assert not {"arn", "two_stream"} & set(CLASSIFIERS)
+
+
+@pytest.mark.usefixtures("pynative")
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_any_head_goes_on_any_backbone(name):
+    """Each gives `[2, K]` of vectors that the backbone gives once, which tell the two clips apart."""
+    widths = {"width": 8} | ({"fast_width": 2} if "fast_width" in options_of(name) else {})
+    widths |= {"width": 4} if name == "c3d" else {}  # its fc6 and fc7 grow with the square
+    shape = C3D_CLIP if name == "c3d" else (8, 32, 32)
+    clips = Tensor(np.random.default_rng(0).standard_normal((2, 3, *shape)).astype(np.float32))
+    for kind in HEADS:
+        model = create_model(name, num_classes=5, head=kind, **widths)
+        assert isinstance(model, Recognizer)
+        if kind == "linear":
+            initialize_kaiming(model, 1)
+            vectors_BSC, map_BDTHW = model.backbone(clips)
+            assert vectors_BSC.shape == (2, shape[0] if name.startswith("tsm") else 1, model.backbone.num_features)
+            assert map_BDTHW.shape[:2] == (2, model.backbone.num_map_channels)
+            np.testing.assert_array_equal(model(clips).asnumpy(), model.head(vectors_BSC).asnumpy())
+        logits = model.head(vectors_BSC).asnumpy()
+        assert logits.shape == (2, 5), kind
+        assert np.isfinite(logits).all(), kind
+        assert (logits[0] != logits[1]).all(), kind
+
+
+def test_an_unknown_head_lists_the_closest_and_all():
+    with pytest.raises(InputError) as caught:
+        create_model("i3d_r18", width=8, head="evidental")
+    assert str(caught.value) == (
+        "unknown head 'evidental', did you mean 'evidential'? Known: linear, evidential, bayesian, rpl, gcpl, "
+        "rpl_euclidean, gcpl_euclidean."
+    )

@@ -14,9 +14,12 @@ def top_k_hits(scores_NK: np.ndarray, labels_N: np.ndarray, k: int) -> np.ndarra
 
 
 def mean_class_accuracy(scores_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    """The mean over the classes that occur of the share of their clips that are right."""
-    hits_N = top_k_hits(scores_NK, labels_N, 1)
-    return float(np.mean([hits_N[labels_N == label].mean() for label in np.unique(labels_N)]))
+    """The mean over the classes of the share of their clips that are right, as MMAction2 takes it: a class that is
+    predicted but has no clip counts as 0, and one that is neither does not count."""
+    hits_N, labels = top_k_hits(scores_NK, labels_N, 1), np.unique(labels_N)
+    predicted_N = np.argsort(scores_NK, axis=1, kind="stable")[:, -1]
+    shares = [hits_N[labels_N == label].mean() for label in labels]
+    return float(sum(shares) / len(np.union1d(labels, predicted_N)))
 
 
 def share_interval(hits_N: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:

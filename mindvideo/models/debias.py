@@ -82,7 +82,7 @@ def draw_orders(form: str, num_clips: int, num_frames: int, rng: np.random.Gener
 
     InputError where the maps have too few frames for the form.
     """
-    least = {"published": 1, "head": 3, "corrected": 2}[form]
+    least = {"published": 1, "head": 3, "corrected": 3}[form]
     if num_frames < least:
         raise InputError(
             f"the debiasing head, form {form!r}, takes feature maps of {least} frames or more; these have {num_frames}."

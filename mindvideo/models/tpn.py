@@ -8,6 +8,7 @@ fused into 2048 channels. In training an auxiliary head classifies the lower of 
 from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Normal
 
 from mindvideo.models.layers import Conv, ConvNorm, channel_axis, enter, leave, time_axis
 from mindvideo.models.recognizer import register_backbone
@@ -80,7 +81,7 @@ class AuxiliaryHead(nn.Cell):
         super().__init__()
         self.conv = ConvNorm(channels, 2 * channels, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         self.dropout = nn.Dropout(p=dropout)
-        self.fc = nn.Dense(2 * channels, num_classes)
+        self.fc = nn.Dense(2 * channels, num_classes, weight_init=Normal(0.01), bias_init="zeros")
 
     def construct(self, features_BCTHW: Tensor) -> Tensor:
         return self.fc(self.dropout(pooled(leave(self.conv(enter(features_BCTHW)))).squeeze(1)))

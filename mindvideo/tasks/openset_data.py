@@ -54,6 +54,7 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> RecognitionDat
         say(note)
     counts, excluded = decode_check(config, [sample for part in parts for sample in found[part]])
     whole = {part: [s for s in found[part] if s.path in counts] for part in parts}
+    _check(config, classes, whole)
     return RecognitionData(classes, whole, _train_reader(config, counts), _view_reader(config, counts), notes, excluded)
 
 
@@ -114,10 +115,20 @@ def _join(train: Listing, test: Listing) -> tuple[list[str], dict[str, list[Samp
     return train.classes, parts, train.notes() + test.notes()
 
 
-def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Samples to train on, and for each class those of about this share of its sources, at least one unless it is 0.
+def _check(config: Config, classes: list[str], parts: dict[str, list[Sample]]) -> None:
+    """InputError where a part is empty or has a class that is not among the known ones."""
+    for part, samples in parts.items():
+        if not samples and (part != "val" or config.data.validation > 0):
+            raise InputError(f"data.split {config.data.split} of {config.data.dataset}: no {part} video is on disk.")
+        strange = sorted({sample.label for sample in samples} - set(classes))
+        if strange:
+            raise InputError(f"{part} videos show {', '.join(strange[:5])}, which no training video shows.")
 
-    InputError where a class has one source only.
+
+def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Samples to train on, and those of about this share of every class's sources, at least one unless it is 0.
+
+    A source that several classes share is held out for all. InputError where a class would be left without.
     """
     if share == 0:
         return list(samples), []
@@ -125,16 +136,14 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     for sample in samples:
         sources[sample.label].add(sample.group)
     rng = np.random.default_rng(seed)
-    held: set[tuple[str, str]] = set()
-    for label, groups in sorted(sources.items()):
-        count = max(1, round(share * len(groups)))
-        if len(groups) <= count:
-            raise InputError(
-                f"data.validation is {share}: class {label!r} has {len(groups)} sources, and none is left."
-            )
-        held |= {(label, str(group)) for group in rng.permutation(sorted(groups))[:count]}
-    kept = [sample for sample in samples if (sample.label, sample.group) not in held]
-    return kept, [sample for sample in samples if (sample.label, sample.group) in held]
+    held: set[str] = set()
+    for _, groups in sorted(sources.items()):
+        lacking = max(1, round(share * len(groups))) - len(groups & held)
+        held |= {str(group) for group in rng.permutation(sorted(groups - held))[: max(0, lacking)]}
+    bare = [label for label, groups in sorted(sources.items()) if groups <= held]
+    if bare:
+        raise InputError(f"data.validation is {share}: no source of class {bare[0]!r} is left to train on.")
+    return [s for s in samples if s.group not in held], [s for s in samples if s.group in held]
 
 
 def _train_reader(config: Config, counts: dict[Path, int]) -> ClipReader:

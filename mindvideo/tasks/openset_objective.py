@@ -34,6 +34,8 @@ def make_model(config: Config, num_classes: int) -> Recognizer:
     """The classifier, with fresh weights; InputError for a model of another task or an option that it does not have."""
     if "num_classes" not in options_of(config.model.name):
         raise InputError(f"model.name: {config.model.name} is no video classifier; see `mindvideo models`.")
+    if config.eval.average == "evidence" and head_of(config.loss.name) != "evidential":
+        raise InputError(f"eval.average is evidence, which loss.name {config.loss.name} does not give.")
     options = model_options(config)
     if config.loss.name == "bnn":  # the layer is its own regulariser, and DEAR's has no dropout
         options["dropout"] = 0.0
@@ -58,6 +60,8 @@ class Objective(nn.Cell):
         self.debiasing = "none"
         if method in RECIPES:
             recipe = RECIPES[method]
+            if recipe.debias == "alternating" and settings.debias == "corrected":
+                raise InputError(f"loss.name {method} alternates: loss.debias must be published or head.")
             self.evidence_loss = EvidenceLoss(
                 kind=settings.kind,
                 evidence=settings.evidence,
@@ -70,10 +74,10 @@ class Objective(nn.Cell):
                 head = DebiasHead(
                     model.backbone.num_map_channels, num_classes, form=settings.debias, dropout=config.model.dropout
                 )
-                self.debias_head = self._head(head, "debias.", config.seed)
+                self.debias_head = self._head(head, "debias.", config.seed + 1)
         if isinstance(model.backbone, TPN):
             head = AuxiliaryHead(model.backbone.num_map_channels, num_classes, dropout=config.model.dropout)
-            self.auxiliary_head = self._head(head, "auxiliary.", config.seed)
+            self.auxiliary_head = self._head(head, "auxiliary.", config.seed + 2)
 
     def _head(self, head: nn.Cell, prefix: str, seed: int) -> nn.Cell:
         head.update_parameters_name(prefix)

@@ -49,16 +49,20 @@ def _metric_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         return f"{100 * share:.2f} %"
 
     return [
-        (name, percent(of["value"]), f"{percent(of['low_95'])} to {percent(of['high_95'])}" if "low_95" in of else "")
+        (
+            name,
+            f"{of['value']:.4f}" if name == "vacuity" else percent(of["value"]),
+            f"{percent(of['low_95'])} to {percent(of['high_95'])}" if "low_95" in of else "",
+        )
         for name, of in result["metrics"].items()
     ]
 
 
 def _method(config: Config, data: RecognitionData) -> str:
     shape = config.eval
-    chosen = "the last one, no video being held out to choose by"
-    if data.parts["val"]:
-        chosen = "the best on training sources held out; the test videos were used once"
+    chosen = "the one that was named"
+    if "val" in data.parts:
+        chosen = "the best on training sources held out" if data.parts["val"] else "the last, no source being held out"
     parts = [
         f"{len(data.parts['test'])} test videos, each by {shape.clips} windows of {config.data.length} frames at "
         f"stride {config.data.stride} ({shape.sampling}), {shape.crops} crop of {shape.size} pixels; what is averaged "
