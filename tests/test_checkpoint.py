@@ -147,7 +147,7 @@ def test_a_part_that_is_not_there_or_of_another_shape_is_refused_and_nothing_loa
         with pytest.raises(InputError, match=rf"given.ckpt does not fit model 'pair': it holds a 'small' .*{message}"):
             load_part(tmp_path / "given.ckpt", model, "pair", prefix)
         assert_equal(values(model), before)
-    with pytest.raises(InputError, match="absent.ckpt: no such checkpoint"):
+    with pytest.raises(InputError, match=r"absent\.ckpt: no such checkpoint"):
         load_part(tmp_path / "absent.ckpt", Pair(2), "pair", "body.")
 
 

@@ -10,8 +10,20 @@ from mindvideo.config import REPOSITORY, load_config
 from mindvideo.data.splits import read_split
 from mindvideo.tasks.fewshot import make_model
 from mindvideo.tasks.fewshot_objective import Objective, augmentation_of
+from mindvideo.tasks.openset_objective import Objective as RecognitionObjective
+from mindvideo.tasks.openset_objective import TrainingInputs
+from mindvideo.tasks.openset_objective import make_model as make_recognizer
 
-SHIPPED = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+CONFIGS = REPOSITORY / "configs"
+DEAR = CONFIGS / "dear"
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if not path.is_relative_to(DEAR))
+RECOGNITION = [
+    *sorted((DEAR / "ucf101").glob("*.yaml")),
+    *sorted((DEAR / "ucf101_small").glob("*.yaml")),
+    DEAR / "sample.yaml",
+]
+BACKBONES = ("i3d", "tsm", "slowfast", "tpn")
+METHODS = ("dnn", "bnn", "rpl", "edlloss", "edlnokl", "edlnokl_avuc", "edlnokl_avuc_debias")
 SIZE = 16
 ROWS = (
     "protonet", "relationnet", "sosn", "ta", "sa", "sata", "ts_temporal_jigsaw", "ss_spatial_jigsaw", "ss_rotation",
@@ -27,7 +39,7 @@ def _one_by_one():
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_it_runs(path):
     config = load_config(path, (f"data.height={SIZE}", f"data.width={SIZE}", "episode.way=2", "episode.query=1"))
     if config.data.split:
@@ -48,7 +60,7 @@ def test_it_runs(path):
 
 @pytest.mark.parametrize("dataset", ["hmdb51", "ucf101", "minimit", "kinetics100"])
 def test_every_row_of_the_paper_s_tables_is_there_in_its_setting(dataset):
-    folder = REPOSITORY / "configs" / "arn" / dataset
+    folder = CONFIGS / "arn" / dataset
     assert {path.stem for path in folder.glob("*.yaml")} >= set(ROWS)
     for row in ROWS:
         config = load_config(folder / f"{row}.yaml")
@@ -68,3 +80,44 @@ def test_every_row_of_the_paper_s_tables_is_there_in_its_setting(dataset):
     alphas = load_config(folder / "sata.yaml").model
     expected = {"hmdb51": (0.5, 1.0), "ucf101": (1.0, 1.5)}.get(dataset, (1.0, 1.0))
     assert (alphas.alpha_temporal, alphas.alpha_spatial) == expected
+
+
+@pytest.mark.parametrize("path", RECOGNITION, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_it_recognises(path):
+    """On clips of its own length, in networks of an eighth of its width, on a ResNet-18."""
+    name = load_config(path).model.name.replace("r50", "r18")
+    narrow = [f"model.name={name}", "model.width=8", f"data.size={2 * SIZE}", "train.batch=4"]
+    fast = ["model.fast_width=1"] if "slowfast" in path.stem else []
+    config = load_config(path, [*narrow, *fast])
+    model = make_recognizer(config, num_classes=3)
+    objective = RecognitionObjective(model, config, num_classes=3).set_train()
+    inputs = TrainingInputs(objective, config, steps_per_epoch=10)(0)
+    clips = np.random.default_rng(0).standard_normal((4, 3, config.data.length, 2 * SIZE, 2 * SIZE)).astype(np.float32)
+    loss, logits = objective(Tensor(clips), Tensor(np.array([0, 1, 2, 0], np.int32)), *map(Tensor, inputs))
+    assert np.isfinite(float(loss))
+    assert logits.shape == (4, 3)
+    assert (len(objective.heads) > 0) == ("debias" in config.loss.name or "tpn" in config.model.name)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", METHODS)
+def test_dear_s_setting(backbone, method):
+    config = load_config(DEAR / "ucf101" / f"{backbone}_{method}.yaml")
+    assert (config.name, config.loss.name) == (f"ucf101_{backbone}_{method}", method)
+    optim, train, shape = config.optim, config.train, config.eval
+    doubled = backbone == "tpn" and method in ("dnn", "bnn", "rpl", "edlloss")
+    assert (optim.lr, optim.momentum, optim.weight_decay) == (2e-3 if doubled else 1e-3, 0.9, 1e-4)
+    assert (optim.nesterov, optim.clip_norm) == ((False, 20.0) if backbone == "tsm" else (True, 40.0))
+    assert (optim.groups == "tsm") == (backbone == "tsm" and method not in ("bnn", "rpl"))
+    assert (optim.schedule, optim.warmup) == (("cosine", 5) if backbone == "slowfast" else ("step", 0))
+    assert (optim.decay_every, optim.decay_factor, train.epochs, train.batch) == (20, 0.1, 50, 8)
+    assert (config.data.length, config.data.stride) == ((8, 8) if backbone in ("tsm", "tpn") else (32, 2))
+    assert (shape.clips, shape.crops, shape.size) == (10, *(("center", 224) if backbone == "tsm" else ("three", 256)))
+    assert shape.average == ("probability" if method in ("dnn", "bnn", "rpl") else "evidence")
+    assert (config.data.validation, config.loss.debias) == (0.0, "published")
+
+
+def test_every_part_of_dear_s_configs_is_read():
+    for path in DEAR.rglob("*.yaml"):
+        assert load_config(path).task == "openset"
+    assert len(RECOGNITION) == len(BACKBONES) * (len(METHODS) + 2) + 1
