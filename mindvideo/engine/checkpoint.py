@@ -31,7 +31,8 @@ class TrainingState:
     """Where a run stands.
 
     Step s has seen the episodes or batches 0 to s - 1, which a seed and their number determine: so the step is the
-    state of the data order and, with the seed, of every random number.
+    state of the data order and, with the seed, of every random number but those that MindSpore draws itself: dropout's
+    masks and a Bayesian head's weights start anew when a run is continued.
     """
 
     model: str

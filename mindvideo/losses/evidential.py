@@ -92,6 +92,13 @@ def _slow_part(alpha: Tensor) -> Tensor:
     return ops.where(alpha < 8.0, direct, series)
 
 
+def logarithm(x: Tensor) -> Tensor:
+    """ln x for x > 0, by log1p: MindSpore's log rounds otherwise from call to call on a CPU."""
+    is_small = x < 1.0
+    value = ops.log1p(ops.where(is_small, 1.0 / x, x) - 1.0)
+    return ops.where(is_small, -value, value)
+
+
 def accuracy_against_uncertainty(
     alpha_BK: Tensor, classes_B: Tensor, annealing: Tensor | float, disentangled: bool
 ) -> Tensor:
@@ -106,11 +113,11 @@ def accuracy_against_uncertainty(
     certainty_B = (alpha_BK - 1.0).sum(axis=1) / total_B  # 1 - u, without the loss of digits where u is nearly 1
     right_B = _agrees(alpha_BK, classes_B)
     if disentangled:
-        certain_B = -ops.log(surest_B * certainty_B + _EPSILON)
-        uncertain_B = -ops.log((1.0 - surest_B) * vacuity_B + _EPSILON)
+        certain_B = -logarithm(surest_B * certainty_B + _EPSILON)
+        uncertain_B = -logarithm((1.0 - surest_B) * vacuity_B + _EPSILON)
     else:
-        certain_B = -surest_B * ops.log(certainty_B + _EPSILON)
-        uncertain_B = -(1.0 - surest_B) * ops.log(vacuity_B + _EPSILON)
+        certain_B = -surest_B * logarithm(certainty_B + _EPSILON)
+        uncertain_B = -(1.0 - surest_B) * logarithm(vacuity_B + _EPSILON)
     return annealing * right_B * certain_B + (1.0 - annealing) * (1.0 - right_B) * uncertain_B
 
 
