@@ -96,7 +96,7 @@ def test_one_order_for_all_or_one_for_each_and_never_the_true_one():
     assert len(np.unique(orders, axis=0)) == 5
 
 
-@pytest.mark.parametrize(("form", "least"), [("head", 3), ("corrected", 2)])
+@pytest.mark.parametrize(("form", "least"), [("head", 3), ("corrected", 3)])
 def test_too_few_frames(form, least):
     draw_orders(form, 2, least, np.random.default_rng(0))
     with pytest.raises(
