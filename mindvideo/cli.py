@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mindvideo import __version__
+from mindvideo.cli_openset import add_openset
 from mindvideo.config import REPOSITORY, Config, load_config
 from mindvideo.convert.families import FAMILIES
 from mindvideo.errors import InputError
@@ -28,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0, 2 for a mistake in the input or a full disk, 130 after Ctrl-C."""
     parser = _parser()
     parsed, later = parser.parse_known_args(arguments)
-    # argparse takes all positionals before the first option; settings may also stand after it.
-    if later and (not hasattr(parsed, "settings") or any(word.startswith("-") for word in later)):
-        parser.error(f"unrecognized arguments: {' '.join(later)}")
+    # argparse takes all positionals before the first option; settings and sources may also stand after it.
     if later:
-        parsed.settings += later
+        words = getattr(parsed, "settings", getattr(parsed, "sources", None))
+        if words is None or any(word.startswith("-") for word in later):
+            parser.error(f"unrecognized arguments: {' '.join(later)}")
+        words += later
     try:
         return parsed.command(parsed)
     except InputError as error:
@@ -82,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("destination", metavar="DST", type=Path, help="new .ckpt; a .safetensors is written beside it")
     convert.add_argument("--model", required=True, choices=FAMILIES, help="whose weights SRC holds")
     convert.set_defaults(command=_convert)
+
+    add_openset(commands)
 
     models = commands.add_parser("models", help="list all models", description="List all models.")
     models.set_defaults(command=_models)

@@ -62,6 +62,7 @@ POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_orde
 AUGMENTATIONS = ("none", "temporal_jigsaw", "spatial_jigsaw", "rotation")
 SAMPLING = ("uniform", "random", "consecutive", "segments")
 SPLITS = ("1", "2", "3", "groups")
+UNKNOWN_SPLITS = ("1", "2", "3", "all")
 METHODS = (
     "dnn", "bnn", "rpl", "gcpl", "edlloss", "edlloss_avuc", "edlnokl", "edlnokl_avuc", "edlnokl_avuc_debias",
     "edlnokl_avuc_ced", "edlnokl_davuc_debias",
@@ -199,6 +200,14 @@ OPENSET: dict[str, Any] = {
         "flip": Field(True, "mirror half of the training clips"),
         "color": Field(False, "jitter the colours of training clips"),
     },
+    "unknown": {
+        "dataset": Field("none", "videos of unknown classes, to test rejection on", choices=("none", *DATASETS)),
+        "root": Field("", "its folder or CSV file; empty: its entry of data/data.json"),
+        "split": Field("1", "the test videos of an official split, or all videos", choices=UNKNOWN_SPLITS),
+        "list": Field("", "videos instead of a split: `path number` lines"),
+        "class_names": Field("", "file of class names by number, for the list"),
+        "leave_out": Field("", "classes not looked at, with commas between, such as those known by other names"),
+    },
     "loss": {
         "name": Field("edlnokl_avuc_debias", "a method of DEAR's tables, with its head", choices=METHODS),
         "kind": Field("log", "evidential loss", choices=("log", "digamma", "mse", "cross_entropy")),
@@ -233,6 +242,7 @@ OPENSET: dict[str, Any] = {
         "crops": Field("three", "of each window", choices=("center", "three")),
         "size": Field(256, "pixels of a crop's sides", low=16, high=1024),
         "average": Field("score", "what is averaged over the views", choices=("score", "probability", "evidence")),
+        "draws": Field(0, "passes with dropout on, or of a Bayesian head, to measure their spread", low=0, high=1000),
         "batch": Field(10, "views at once", low=1, high=1024),
     },
 }  # fmt: skip

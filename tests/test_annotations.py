@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from mindvideo.data.annotations import (
-    HMDB51_IN_UCF101,
     Listing,
     hmdb51_list,
     kinetics_list,
@@ -18,9 +17,7 @@ from mindvideo.data.annotations import (
 )
 from mindvideo.data.datasets import READERS, stickfigures_group, ucf101_group
 from mindvideo.data.manifest import Sample, check_groups
-from mindvideo.data.splits import read_classes
 from mindvideo.errors import InputError
-from tests.conftest import REPOSITORY
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -298,22 +295,6 @@ def test_parting_by_group():
     assert [s.path.name for s in kept + held] == ["8", "8", "25", "25"]
     with pytest.raises(InputError, match="the source 'juno' is not numbered gXX; give lists instead"):
         part_by_group([Sample(Path("a.avi"), "run", "juno")])
-
-
-def test_shared_classes_are_classes_of_both():
-    def classes(name: str) -> set[str]:
-        return {
-            label
-            for part in ("train", "val", "test")
-            for label in read_classes(REPOSITORY / "data" / "splits" / name, part)
-        }
-
-    assert len(HMDB51_IN_UCF101) == 8
-    assert set(HMDB51_IN_UCF101) <= classes("hmdb51_arn")
-    assert {name for names in HMDB51_IN_UCF101.values() for name in names} <= classes("ucf101_arn")
-    # DEAR numbers HMDB51 by the alphabet; PSL leaves these numbers out.
-    numbers = [sorted(classes("hmdb51_arn")).index(label) for label in HMDB51_IN_UCF101]
-    assert numbers == [15, 26, 29, 30, 31, 34, 35, 43]
 
 
 def test_real_ucf101_by_group_and_by_list(real_data, tmp_path):

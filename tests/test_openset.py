@@ -20,12 +20,13 @@ from mindvideo.engine.checkpoint import read_checkpoint
 from mindvideo.errors import InputError
 from mindvideo.tasks import openset
 from mindvideo.tasks.openset_data import hold_out
-from mindvideo.tasks.openset_views import average_views
+from mindvideo.tasks.openset_views import Views, average_views
 
 CLASSES = ("Archery", "Biking", "Diving")
 TRAIN_GROUPS, TEST_GROUPS = range(8, 12), (1, 2)
 # 24 videos to train on, of which data.validation takes 6; 12 to test on. 3 steps of 6 an epoch.
 EPOCHS, STEPS = 20, 60
+MEASURED = ("vacuity", "evidence_right", "evidence_wrong")
 CONFIG = f"""
 task: openset
 device: cpu
@@ -94,7 +95,7 @@ def logged(folder: Path, name: str) -> dict[int, float]:
 
 def test_a_run_leaves_all_its_files(straight):
     assert {path.name for path in straight.iterdir()} == {
-        *("config.yaml", "log.csv", "log.jsonl", "scores.npz", "result.json", "report.html", "figures"),
+        *("config.yaml", "log.csv", "log.jsonl", "scores", "result.json", "report.html", "figures"),
         *("best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"),
     }
     figures = {path.name: path.stat().st_size for path in (straight / "figures").iterdir()}
@@ -102,6 +103,11 @@ def test_a_run_leaves_all_its_files(straight):
     assert all(figures.values())
     assert list(logged(straight, "loss")) == list(range(1, STEPS + 1))
     assert list(logged(straight, "val_accuracy")) == [30, 60]
+    assert [path.name for path in (straight / "scores").iterdir()] == ["known.npz"]
+    first, last = ({name: logged(straight, name)[step] for name in MEASURED} for step in (1, STEPS))
+    assert first["vacuity"] > last["vacuity"] > 0
+    assert last["evidence_right"] > first["evidence_right"] >= 0
+    assert last["evidence_wrong"] < last["evidence_right"]
     heads = {key.split(".")[0] for key in load_file(straight / "best.safetensors")}
     assert heads == {"backbone", "head"}, "the debiasing head serves training alone"
 
@@ -130,7 +136,7 @@ def test_the_result_says_all_that_the_numbers_need(straight):
 
 
 def test_the_scores_are_those_that_the_numbers_come_from(straight, tree):
-    numbers, scores = result(straight)["metrics"], np.load(straight / "scores.npz")
+    numbers, scores = result(straight)["metrics"], np.load(straight / "scores" / "known.npz")
     labels, probabilities = scores["labels"], scores["probabilities"]
     videos = [str(tree / "videos" / c / f"{stem(c, g, i)}.avi") for c in CLASSES for g in TEST_GROUPS for i in (1, 2)]
     assert scores["videos"].tolist() == videos
@@ -139,8 +145,8 @@ def test_the_scores_are_those_that_the_numbers_come_from(straight, tree):
     assert (probabilities.argmax(axis=1) == labels).mean() == numbers["top1"]["value"]
     alpha = np.exp(np.clip(scores["logits"].astype(np.float64), -10, 10)) + 1
     np.testing.assert_allclose(probabilities, alpha / alpha.sum(axis=1, keepdims=True), rtol=1e-5)
-    np.testing.assert_allclose(scores["vacuity"], 3 / alpha.sum(axis=1), rtol=1e-5)
-    assert numbers["vacuity"]["value"] == pytest.approx(scores["vacuity"].mean())
+    np.testing.assert_allclose(scores["uncertainty/vacuity"], 3 / alpha.sum(axis=1), rtol=1e-5)
+    assert numbers["vacuity"]["value"] == pytest.approx(scores["uncertainty/vacuity"].mean())
 
 
 def test_the_report_shows_the_numbers(straight):
@@ -156,7 +162,7 @@ def test_evaluating_the_best_checkpoint_gives_the_run_s_numbers(straight, tree, 
     assert main(["eval", "--checkpoint", str(straight / "best.ckpt"), f"output={tmp_path}"]) == 0
     folder = tmp_path / "tiny-eval"
     assert result(folder)["metrics"] == result(straight)["metrics"]
-    np.testing.assert_array_equal(*(np.load(f / "scores.npz")["logits"] for f in (folder, straight)))
+    np.testing.assert_array_equal(*(np.load(f / "scores" / "known.npz")["logits"] for f in (folder, straight)))
     assert result(folder)["videos"] == {"test": 12}
     assert (folder / "report.html").is_file()
 
@@ -229,7 +235,7 @@ def test_a_backbone_comes_from_a_checkpoint_of_other_classes(straight, tree, tmp
         str(tmp_path / "test.txt"),
     )
     assert "vacuity" not in found["metrics"]
-    assert "vacuity" not in np.load(folder / "scores.npz").files
+    assert "uncertainty/vacuity" not in np.load(folder / "scores" / "known.npz").files
     assert not (folder / "best.ckpt").exists()
     assert "the last, no source being held out" in (folder / "report.html").read_text()
 
@@ -347,7 +353,8 @@ EVIDENCE = {
 def test_views_are_averaged_as_they_say(average, evidence):
     logits = np.random.default_rng(0).normal(0, 2, (5, 3, 4)).astype(np.float32)
     logits[0, 0, 0] = 14  # beyond what `exp` lets through
-    scores = average_views(logits, np.arange(5) % 4, list("abcd"), average=average, evidence=evidence)
+    views = Views(logits, np.zeros((5, 2)), None)
+    mean_logits, probabilities, found = average_views(views, average=average, evidence=evidence)
     z = logits.astype(np.float64)
 
     def expected_of(z: np.ndarray) -> np.ndarray:
@@ -356,10 +363,10 @@ def test_views_are_averaged_as_they_say(average, evidence):
 
     of_views = softmax if average == "probability" or not evidence else expected_of
     expected = of_views(z.mean(axis=1)) if average == "score" else of_views(z).mean(axis=1)
-    np.testing.assert_allclose(scores.probabilities, expected, rtol=2e-5)
-    np.testing.assert_allclose(scores.logits, z.mean(axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(probabilities, expected, rtol=2e-5)
+    np.testing.assert_allclose(mean_logits, z.mean(axis=1), rtol=1e-5, atol=1e-6)
     if evidence:
         total = EVIDENCE[evidence](z.mean(axis=1)).sum(axis=1) + 4
-        np.testing.assert_allclose(scores.vacuity, 4 / total, rtol=2e-5)
+        np.testing.assert_allclose(found["vacuity"], 4 / total, rtol=2e-5)
     else:
-        assert scores.vacuity is None
+        assert "vacuity" not in found

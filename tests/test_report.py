@@ -34,7 +34,7 @@ def open_png(data: bytes) -> Image.Image:
 def charts(monkeypatch) -> list[Any]:
     """The matplotlib figures, in the order in which the test draws them."""
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "_encode_png", drawn.append)
+    monkeypatch.setattr(figures, "encode_png", drawn.append)
     return drawn
 
 

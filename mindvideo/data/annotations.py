@@ -38,19 +38,6 @@ Part = Literal["train", "test"]
 # UCF101's testlist01 has the groups 1 to 7 of every class, trainlist01 all others.
 UCF101_TEST_GROUPS = range(1, 8)
 
-# The eight HMDB51 classes that are no unknown ones to a network trained on UCF101 (PSL, CVPR 2023, leaves them out),
-# each with the UCF101 classes that show it.
-HMDB51_IN_UCF101 = {
-    "golf": ("GolfSwing",),
-    "pullup": ("PullUps",),
-    "pushup": ("PushUps", "WallPushups"),
-    "ride_bike": ("Biking",),
-    "ride_horse": ("HorseRiding", "HorseRace"),
-    "shoot_ball": ("Basketball", "BasketballDunk"),
-    "shoot_bow": ("Archery",),
-    "swing_baseball": ("BaseballPitch",),
-}
-
 _SHOWN = 10  # missing videos named in a note
 
 

@@ -33,7 +33,7 @@ def fit(
     num_steps: int,
     folder: Path,
     log: RunLog,
-    accuracy: Callable[[Tensor, tuple[Tensor, ...]], float],
+    measure: Callable[[Tensor, tuple[Tensor, ...]], dict[str, float]],
     validate: Callable[[], float] | None,
     validate_every: int,
     save_every: int,
@@ -41,21 +41,23 @@ def fit(
 ) -> None:
     """Train from `state.step` to `num_steps`; keep `last.ckpt` and, by `validate` if given, `best.ckpt` in `folder`.
 
-    `batches` yields the inputs of the steps still to do, and `accuracy` reads a step's scores beside its inputs.
+    `batches` yields the inputs of the steps still to do; `measure` says what is logged of a step's scores and inputs
+    beside the loss, `accuracy` among it.
     Raises InputError when the loss is not finite, and Interrupted after Ctrl-C; `last.ckpt` can be resumed in both.
     """
     started = time.monotonic() - state.seconds
-    recent: list[tuple[float, float]] = []
+    recent: list[dict[str, float]] = []
     with progress_bar("train", num_steps, state.step) as progress, _interruptible() as interrupted:
         for batch in batches:
             loss, scores = step(*batch)
-            recent.append((float(loss), accuracy(scores, batch)))
-            if not math.isfinite(recent[-1][0]):
-                raise _diverged(state.step + 1, recent[-1][0], folder / "last.ckpt")
+            numbers = {"loss": float(loss), **measure(scores, batch)}
+            if not math.isfinite(numbers["loss"]):
+                raise _diverged(state.step + 1, numbers["loss"], folder / "last.ckpt")
+            recent.append(numbers)
             state.step += 1
             state.seconds = time.monotonic() - started
             is_last = state.step == num_steps
-            progress(state.step, f"loss {recent[-1][0]:.4f}")
+            progress(state.step, f"loss {numbers['loss']:.4f}")
             if state.step % log_every == 0 or is_last:
                 _log_recent(log, state, recent, num_steps)
                 recent.clear()
@@ -78,12 +80,12 @@ def _diverged(step: int, loss: float, last: Path) -> InputError:
     )
 
 
-def _log_recent(log: RunLog, state: TrainingState, recent: list[tuple[float, float]], num_steps: int) -> None:
-    loss, accuracy = (sum(column) / len(recent) for column in zip(*recent, strict=True))
-    log.add(state.step, loss=loss, accuracy=accuracy, seconds=round(state.seconds, 2))
+def _log_recent(log: RunLog, state: TrainingState, recent: list[dict[str, float]], num_steps: int) -> None:
+    means = {name: sum(numbers[name] for numbers in recent) / len(recent) for name in recent[0]}
+    log.add(state.step, **means, seconds=round(state.seconds, 2))
     left = state.seconds / state.step * (num_steps - state.step)
     say(
-        f"step {state.step}/{num_steps}  loss {loss:.4f}  accuracy {100 * accuracy:.1f} %  "
+        f"step {state.step}/{num_steps}  loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %  "
         f"{state.seconds / state.step:.2f} s/step  ETA {left / 60:.1f} min"
     )
 

@@ -31,6 +31,7 @@ DENSE_SERIES = 50  # points from which a series counts as noisy and is smoothed
 MOST_ANNOTATED_CLASSES = 20
 MOST_NAMED_CLASSES = 120
 MOST_GIF_BYTES = 500_000
+MOST_LEGEND_LETTERS = 70
 
 # Layout of an episode, in pixels.
 MARGIN, GAP, BORDER = 16, 10, 5
@@ -46,7 +47,7 @@ def curves(log: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x_la
     A series of 50 points or more, such as the loss of every step, is drawn faint under its moving average
     over a 25th of its length; a shorter one, such as one validation per epoch, as joined markers.
     """
-    figure, axes = _new_chart(6.4, 3.8, title)
+    figure, axes = new_chart(6.4, 3.8, title)
     for index, (name, points) in enumerate(log.items()):
         color = SERIES[index % len(SERIES)]
         x, y = np.asarray(points, dtype=np.float64).reshape(-1, 2).T
@@ -58,8 +59,8 @@ def curves(log: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x_la
     axes.set_xlabel(x_label, color=MUTED)
     axes.set_ylabel(y_label, color=MUTED)
     axes.grid(color=LINE, linewidth=0.6)
-    _add_legend(figure)
-    return _encode_png(figure)
+    add_legend(figure)
+    return encode_png(figure)
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
@@ -78,7 +79,7 @@ def bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, titl
     value, such as chance, has all three equal. A method may be missing from a group.
     """
     methods = list(dict.fromkeys(method for group in groups.values() for method in group))
-    figure, axes = _new_chart(max(6.4, 0.45 * len(methods) * len(groups)), 3.8, title)
+    figure, axes = new_chart(max(6.4, 0.45 * len(methods) * len(groups)), 3.8, title)
     width = 0.8 / len(methods)
     for index, method in enumerate(methods):
         slots = [slot for slot, group in enumerate(groups.values()) if method in group]
@@ -94,8 +95,8 @@ def bars(groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, titl
     axes.set_ylabel(y_label, color=MUTED)
     axes.margins(y=0.12)
     axes.grid(axis="y", color=LINE, linewidth=0.6)
-    _add_legend(figure)
-    return _encode_png(figure)
+    add_legend(figure)
+    return encode_png(figure)
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
@@ -112,7 +113,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> byt
     annotated, named = classes <= MOST_ANNOTATED_CLASSES, classes <= MOST_NAMED_CLASSES
     cell = 0.5 if annotated else 0.17
     side = min(2.2 + cell * classes, 18.0)
-    figure, axes = _new_chart(side + (0.4 if annotated else 0.9), side, title)
+    figure, axes = new_chart(side + (0.4 if annotated else 0.9), side, title)
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     if named:
         names = [_shorten(name) for name in class_names]
@@ -131,7 +132,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str], title: str) -> byt
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted, % of the true class" if annotated else "predicted", color=MUTED)
     axes.set_ylabel("true (samples)" if named else "true", color=MUTED)
-    return _encode_png(figure)
+    return encode_png(figure)
 
 
 def row_shares(matrix: np.ndarray) -> np.ndarray:
@@ -352,7 +353,7 @@ def _shorten(name: str, length: int = 22) -> str:
     return name if len(name) <= length else name[: length - 1] + "\u2026"
 
 
-def _new_chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+def new_chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """An empty chart of the given size in inches, in the style of all charts here."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -368,13 +369,18 @@ def _new_chart(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _add_legend(figure: Figure) -> None:
-    legend = figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+def add_legend(figure: Figure) -> None:
+    """The names of all series below the chart, in as many columns as there is room for."""
+    names = figure.axes[0].get_legend_handles_labels()[1]
+    width = 40 + 5 * min(MOST_LEGEND_LETTERS, max(map(len, names), default=0))  # points
+    columns = int(np.clip(72 * figure.get_figwidth() // width, 1, 3))
+    legend = figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     for text in legend.get_texts():
+        text.set_text(_shorten(text.get_text(), MOST_LEGEND_LETTERS))
         text.set_parse_math(False)
 
 
-def _encode_png(figure: Figure) -> bytes:
+def encode_png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=180)
     return buffer.getvalue()

@@ -42,8 +42,8 @@ def train(config: Config) -> Path:
     device = use_device(config.device)
     ms.set_seed(config.seed)
     unfinished = unfinished_run(config)
-    data = prepare_data(config)
     model = make_model(config)
+    data = prepare_data(config)
     objective = Objective(model, config, len(data.samplers["train"].classes))
     rates = learning_rates(
         config.optim.schedule, config.optim.lr, config.train.episodes,
@@ -98,7 +98,7 @@ def _fit(
         make_step(objective, optimizer, clip_norm=config.optim.clip_norm), _batches(config, data, state.step),
         model=objective.model, optimizer=optimizer, state=state, num_steps=config.train.episodes,
         folder=folder, log=log,
-        accuracy=lambda scores, _: metrics.episode_accuracy(scores.asnumpy()[:known], labels_M),
+        measure=lambda scores, _: {"accuracy": metrics.episode_accuracy(scores.asnumpy()[:known], labels_M)},
         validate=_validation(config, data, objective.model), validate_every=config.train.validate_every,
         save_every=config.train.save_every, log_every=config.train.log_every,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from mindvideo.losses.fewshot import classification_loss, episode_loss
 from mindvideo.losses.selfsupervised import alignment_loss
 from mindvideo.models.arn import ARN, Discriminator
 from mindvideo.models.layers import initialize
+from mindvideo.tasks.setup import add_head
 
 
 def augmentation_of(config: Config) -> Augmentation | None:
@@ -50,7 +51,7 @@ class Objective(nn.Cell):
         self.discriminator, self.orders_KL = None, None
         for stream in range(model.num_streams if self.classify > 0 else 0):
             head = nn.Dense(model.num_features, num_classes)
-            self.classifiers.append(self._head(head, f"classifier{stream}.", config.seed))
+            self.classifiers.append(add_head(self.heads, head, f"classifier{stream}.", initialize, config.seed))
         augmentation = augmentation_of(config)
         frames = data.length - 1 if model.takes_differences else data.length
         features_THW = (frames // 4, data.height // 4, data.width // 4)
@@ -58,7 +59,7 @@ class Objective(nn.Cell):
             discriminator = Discriminator(
                 model.encoder.num_features, features_THW, augmentation.num_classes, momentum=config.model.momentum
             )
-            self.discriminator = self._head(discriminator, "discriminator.", config.seed)
+            self.discriminator = add_head(self.heads, discriminator, "discriminator.", initialize, config.seed)
         self.over_time = isinstance(augmentation, TemporalJigsaw)
         if augmentation is not None and self.gamma > 0:
             _check_unit(model, settings, "temporal" if self.over_time else "spatial")
@@ -66,12 +67,6 @@ class Objective(nn.Cell):
         labels_M = np.repeat(np.arange(shape.way), shape.query)
         known = np.eye(shape.way, dtype=np.float32)[labels_M]
         self.target_MN = Tensor(np.concatenate([known, np.zeros((shape.unknown, shape.way), np.float32)]))
-
-    def _head(self, head: nn.Cell, prefix: str, seed: int) -> nn.Cell:
-        head.update_parameters_name(prefix)
-        initialize(head, seed)
-        self.heads.append(head)
-        return head
 
     def construct(
         self,

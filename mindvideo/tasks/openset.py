@@ -25,12 +25,22 @@ from mindvideo.engine.optim import learning_rates, make_sgd, make_step, same_sca
 from mindvideo.engine.run import new_run, write_result
 from mindvideo.errors import InputError
 from mindvideo.metrics import accuracy as metrics
+from mindvideo.metrics.uncertainty import vacuity
 from mindvideo.models.layers import describe_operators
-from mindvideo.models.recognizer import Recognizer
-from mindvideo.tasks.openset_data import RecognitionData, prepare_data
-from mindvideo.tasks.openset_objective import Objective, TrainingInputs, head_of, make_model
+from mindvideo.tasks.openset_data import PARTS, RecognitionData, check_videos, find_videos
+from mindvideo.tasks.openset_objective import Objective, TrainingInputs, check_fit, evidence_of, make_model
 from mindvideo.tasks.openset_report import write_report
-from mindvideo.tasks.openset_views import Scores, average_views, score_views
+from mindvideo.tasks.openset_scores import Scores, load_scores
+from mindvideo.tasks.openset_sections import open_set_sections
+from mindvideo.tasks.openset_views import (
+    Scorer,
+    alpha_of,
+    hash_of_videos,
+    hash_of_weights,
+    how_seen,
+    score_videos,
+    score_views,
+)
 from mindvideo.tasks.setup import run_folder, starting_state, unfinished_run
 
 
@@ -42,16 +52,19 @@ def train(config: Config) -> Path:
     device = use_device(config.device)
     ms.set_seed(config.seed)
     unfinished = unfinished_run(config)
-    data = prepare_data(config)
-    model = make_model(config, len(data.classes))
-    objective = Objective(model, config, len(data.classes))
+    found = find_videos(config)
+    model = make_model(config, len(found.classes))
+    scorer = Scorer(model, config.eval.draws)
+    objective = Objective(model, config, len(found.classes))
+    map_frames = check_fit(config, objective)
+    data = check_videos(config, found)
     steps_per_epoch = _steps_per_epoch(config, data)
     num_steps = config.train.epochs * steps_per_epoch
     optimizer = _make_optimizer(config, objective, steps_per_epoch)
     state = starting_state(config, model, optimizer, unfinished)
     if config.train.backbone and not unfinished:
         load_part(Path(config.train.backbone), model, config.model.name, "backbone.")
-    inputs = TrainingInputs(objective, config, steps_per_epoch)
+    inputs = TrainingInputs(objective, config, steps_per_epoch, map_frames)
     folder = run_folder(config, unfinished, state, device, num_steps)
     objective.set_train()
     with RunLog(folder, step=state.step, tensorboard=config.train.tensorboard) as log:
@@ -60,7 +73,7 @@ def train(config: Config) -> Path:
                 make_step(objective, optimizer, clip_norm=config.optim.clip_norm),
                 _batches(config, data, inputs, state.step, num_steps),
                 model=model, optimizer=optimizer, state=state, num_steps=num_steps, folder=folder, log=log,
-                accuracy=_hits, validate=_validation(config, data, model),
+                measure=_measure(config), validate=_validation(config, data, scorer),
                 validate_every=config.train.validate_every * steps_per_epoch,
                 save_every=config.train.save_every, log_every=config.train.log_every,
             )  # fmt: skip
@@ -69,20 +82,37 @@ def train(config: Config) -> Path:
     if data.parts["val"]:
         name = "best.ckpt"
         tested = load_checkpoint(folder / name, model, config.model.name)
-    finish(config, model, data, folder, checkpoint=name, tested=tested, trained=state)
+    finish(config, scorer, data, folder, checkpoint=name, tested=tested, trained=state)
     return folder
 
 
 def evaluate(config: Config, checkpoint: Path) -> Path:
     """Test a checkpoint in a folder of its own, and return that folder."""
+    scorer, data, state = _load(config, checkpoint)
+    folder = new_run(Path(config.output), f"{config.name}-eval", to_yaml(config))
+    finish(config, scorer, data, folder, checkpoint=str(checkpoint), tested=state, trained=state)
+    return folder
+
+
+def predict(config: Config, checkpoint: Path, folder: Path) -> Path:
+    """Score what the experiments need, in `folder`/scores, and return that folder; a file there of the same weights,
+    videos and settings is kept."""
+    scorer, data, _ = _load(config, checkpoint)
+    write_scores(config, scorer, data, folder / "scores")
+    return folder / "scores"
+
+
+def _load(config: Config, checkpoint: Path) -> tuple[Scorer, RecognitionData, TrainingState]:
+    """A checkpoint's classifier and the videos that it is tested on."""
     use_device(config.device)
     ms.set_seed(config.seed)
-    data = prepare_data(config, parts=("test",))
-    model = make_model(config, len(data.classes))
+    found = find_videos(config)
+    model = make_model(config, len(found.classes))
     state = load_checkpoint(checkpoint, model, config.model.name)
-    folder = new_run(Path(config.output), f"{config.name}-eval", to_yaml(config))
-    finish(config, model, data, folder, checkpoint=str(checkpoint), tested=state, trained=state)
-    return folder
+    scorer = Scorer(model, config.eval.draws)
+    # Of training videos only what thresholds are taken from, where there are videos to reject.
+    parts = PARTS if config.unknown.dataset != "none" else ("test",)
+    return scorer, check_videos(config, found, parts), state
 
 
 def _steps_per_epoch(config: Config, data: RecognitionData) -> int:
@@ -117,32 +147,71 @@ def _batches(
         yield tuple(Tensor(array) for array in (clips, labels, *inputs(step)))
 
 
-def _validation(config: Config, data: RecognitionData, model: Recognizer) -> Callable[[], float] | None:
+def _validation(config: Config, data: RecognitionData, scorer: Scorer) -> Callable[[], float] | None:
     """Top-1 accuracy on the sources held out, by one view of the middle; None where there are none."""
     samples = data.parts["val"]
     if not samples:
         return None
     reader = replace(data.view_reader, num_clips=1, transform=replace(data.view_reader.transform, views="center"))
+    labels_N = np.array([data.classes.index(sample.label) for sample in samples])
 
     def validate() -> float:
-        logits_NVK = score_views(model, samples, reader, batch=config.eval.batch, workers=config.data.workers)
-        return float(metrics.top_k_hits(logits_NVK[:, 0], _labels(data, "val"), 1).mean())
+        views = score_views(scorer, samples, reader, batch=config.eval.batch, workers=config.data.workers)
+        return float(metrics.top_k_hits(views.logits[:, 0], labels_N, 1).mean())
 
     return validate
 
 
-def _hits(logits_BK: Tensor, batch: tuple[Tensor, ...]) -> float:
-    """Top-1 accuracy of a training batch, whose second input is the classes."""
-    return float((logits_BK.asnumpy().argmax(axis=1) == batch[1].asnumpy()).mean())
+def _measure(config: Config) -> Callable[[Tensor, tuple[Tensor, ...]], dict[str, float]]:
+    """What is logged of a training batch, whose second input is the classes: top-1 accuracy, and of evidential methods
+    the mean vacuity and the mean total evidence of the clips that are right and of those that are wrong, 0 without any.
+    """
+    evidence = evidence_of(config)
+
+    def measure(scores: Tensor, batch: tuple[Tensor, ...]) -> dict[str, float]:
+        logits_BK = scores.asnumpy()
+        hits_B = logits_BK.argmax(axis=1) == batch[1].asnumpy()
+        numbers = {"accuracy": float(hits_B.mean())}
+        if evidence:
+            alpha_BK = alpha_of(logits_BK, evidence)
+            total_B = alpha_BK.sum(axis=1) - alpha_BK.shape[1]
+            numbers["vacuity"] = float(vacuity(alpha_BK).mean())
+            for name, chosen in (("evidence_right", hits_B), ("evidence_wrong", ~hits_B)):
+                numbers[name] = float(total_B[chosen].mean()) if chosen.any() else 0.0
+        return numbers
+
+    return measure
 
 
-def _labels(data: RecognitionData, part: str) -> np.ndarray:
-    return np.array([data.classes.index(sample.label) for sample in data.parts[part]])
+def write_scores(config: Config, scorer: Scorer, data: RecognitionData, folder: Path) -> dict[str, Scores]:
+    """Scores of the known classes' test videos, `known.npz`; where there are unknown videos also theirs,
+    `unknown_DATASET.npz`, and for thresholds those of training and validation, `train.npz` and `val.npz`. By part.
+
+    A file of the same weights, videos and settings is read instead of made anew.
+    """
+    names = {"test": "known"}
+    if "unknown" in data.parts:
+        names |= {"unknown": f"unknown_{config.unknown.dataset}", "train": "train"}
+        names |= {"val": "val"} if data.parts.get("val") else {}
+    weights, settings = hash_of_weights(scorer.model), how_seen(config)
+    scores: dict[str, Scores] = {}
+    for part, name in names.items():
+        path, samples = folder / f"{name}.npz", data.parts[part]
+        if path.is_file():
+            old = load_scores(path)
+            if (old.model_hash, old.data_hash, old.settings) == (weights, hash_of_videos(samples), settings):
+                say(f"{path}: kept, of the same weights, videos and settings")
+                scores[part] = old
+                continue
+            say(f"{path}: made anew, as weights, videos or settings are others")
+        scores[part] = score_videos(scorer, samples, data.classes, data.view_reader, config, f"{name} videos")
+        scores[part].save(path)
+    return scores
 
 
 def finish(
     config: Config,
-    model: Recognizer,
+    scorer: Scorer,
     data: RecognitionData,
     folder: Path,
     *,
@@ -150,23 +219,21 @@ def finish(
     tested: TrainingState,
     trained: TrainingState,
 ) -> None:
-    """Test on the known classes' test videos and write scores.npz, result.json and report.html.
+    """Test on the known classes' test videos, and on unknown ones if the config names any, and write scores/,
+    result.json and report.html.
 
-    `tested` is the state of `checkpoint`, whose weights `model` holds, and `trained` where the training ended.
+    `tested` is the state of `checkpoint`, whose weights the scorer's model holds, and `trained` where training ended.
     """
-    started, samples = time.monotonic(), data.parts["test"]
-    logits_NVK = score_views(model, samples, data.view_reader, batch=config.eval.batch, workers=config.data.workers)
-    scores = average_views(
-        logits_NVK, _labels(data, "test"), data.classes, average=config.eval.average,
-        evidence=config.loss.evidence if head_of(config.loss.name) == "evidential" else "",
-    )  # fmt: skip
-    scores.save(folder / "scores.npz", samples)
+    started = time.monotonic()
+    scores = write_scores(config, scorer, data, folder / "scores")
+    sections, open_set = open_set_sections(folder / "scores") if "unknown" in scores else ([], {})
     result = write_result(
         folder,
         {
             "task": "openset", "model": config.model.name, "method": config.loss.name, "dataset": config.data.dataset,
             "split": config.data.test_list or config.data.split, "seed": config.seed,
-            "views": f"{config.eval.clips} x {config.eval.crops}", "metrics": _numbers(scores),
+            "views": f"{config.eval.clips} x {config.eval.crops}",
+            "metrics": _numbers(scores["test"]), "open_set": open_set,
             "chance": 1 / len(data.classes), "classes": data.classes,
             "videos": {part: len(members) for part, members in data.parts.items()},
             "excluded_videos": sorted(data.excluded), "checkpoint": checkpoint, "checkpoint_step": tested.step,
@@ -175,7 +242,7 @@ def finish(
         },
         to_yaml(config),
     )  # fmt: skip
-    write_report(folder, config, data, scores, result)
+    write_report(folder, config, data, scores["test"], result, sections)
     top1 = result["metrics"]["top1"]
     say(
         f"result: top-1 accuracy {100 * top1['value']:.2f} % (95 % interval {100 * top1['low_95']:.2f} to "
@@ -192,6 +259,6 @@ def _numbers(scores: Scores) -> dict[str, dict[str, float]]:
         numbers[f"top{k}"] = {"value": share, "low_95": low, "high_95": high, "n": len(scores.labels)}
     mean = metrics.mean_class_accuracy(scores.probabilities, scores.labels)
     numbers["mean_class_accuracy"] = {"value": mean, "n": len(scores.labels)}
-    if scores.vacuity is not None:
-        numbers["vacuity"] = {"value": float(scores.vacuity.mean()), "n": len(scores.labels)}
+    if "vacuity" in scores.uncertainties:
+        numbers["vacuity"] = {"value": float(scores.uncertainties["vacuity"].mean()), "n": len(scores.labels)}
     return numbers

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The videos of a recognition experiment: the known classes, parted into train, validation and test."""
+"""The videos of a recognition experiment: of known classes, parted into train, validation and test, and of unknown."""
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from mindvideo.config import Config, resolve
 from mindvideo.data import annotations, datasets
-from mindvideo.data.annotations import Listing, part_by_group
+from mindvideo.data.annotations import Listing, Part, part_by_group
 from mindvideo.data.datasets import READERS
 from mindvideo.data.loader import ClipReader, ViewReader
 from mindvideo.data.manifest import Sample
@@ -21,7 +22,7 @@ from mindvideo.engine.log import say
 from mindvideo.errors import InputError
 from mindvideo.tasks.setup import dataset_root, decode_check, sample_folder
 
-PARTS = ("train", "val", "test")
+PARTS = ("train", "val", "test", "unknown")
 
 GROUPS = {
     "stickfigures": datasets.stickfigures_group,
@@ -31,11 +32,27 @@ GROUPS = {
     "mit": datasets.mit_group,
 }
 
+# The official lists: of a root, `train` or `test`, and the number of the split, which Moments in Time has one of.
+OFFICIAL: dict[str, Callable[[Path, Part, int], Listing]] = {
+    "ucf101": annotations.ucf101_list,
+    "hmdb51": annotations.hmdb51_list,
+    "mit": lambda root, part, number: annotations.mit_list(root, part),
+}
+
+
+@dataclass
+class Found:
+    """Videos on disk, before they are looked into: names of the known classes by number, samples by part (`train`,
+    `val`, `test`, and `unknown` if the config names such videos), and notes on what the disk lacks."""
+
+    classes: list[str]
+    parts: dict[str, list[Sample]]
+    notes: list[str]
+
 
 @dataclass
 class RecognitionData:
-    """Known classes by number, their videos by part, how clips and views are read, what is told of the disk, and videos
-    left out."""
+    """The same, decode-checked; how clips and views are read, and videos left out."""
 
     classes: list[str]
     parts: dict[str, list[Sample]]
@@ -45,20 +62,30 @@ class RecognitionData:
     excluded: list[str]
 
 
-def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> RecognitionData:
-    """Find and decode-check every video of `parts`; InputError if anything is missing or broken."""
-    classes, found, notes = _find(config)
-    train, val = hold_out(found["train"], config.data.validation, config.seed)
-    found = {"train": train, "val": val, "test": found["test"]}
-    for note in notes:
+def find_videos(config: Config) -> Found:
+    """All videos of the config; InputError if the lists, the tree or the split do not fit one another."""
+    classes, parts, notes = _find_known(config)
+    train, val = hold_out(parts["train"], config.data.validation, config.seed)
+    parts = {"train": train, "val": val, "test": parts["test"]}
+    if config.unknown.dataset != "none":
+        parts["unknown"], more = find_unknown(config, classes)
+        notes = notes + more
+    return Found(classes, parts, notes)
+
+
+def check_videos(config: Config, found: Found, parts: Sequence[str] = PARTS) -> RecognitionData:
+    """Decode-check every video of those of `parts` that the config has; InputError if anything is missing or broken."""
+    chosen = {part: found.parts[part] for part in parts if part in found.parts}
+    for note in found.notes:
         say(note)
-    counts, excluded = decode_check(config, [sample for part in parts for sample in found[part]])
-    whole = {part: [s for s in found[part] if s.path in counts] for part in parts}
-    _check(config, classes, whole)
-    return RecognitionData(classes, whole, _train_reader(config, counts), _view_reader(config, counts), notes, excluded)
+    counts, excluded = decode_check(config, [sample for samples in chosen.values() for sample in samples])
+    whole = {part: [s for s in samples if s.path in counts] for part, samples in chosen.items()}
+    _check(config, found.classes, whole)
+    train, views = _train_reader(config, counts), _view_reader(config, counts)
+    return RecognitionData(found.classes, whole, train, views, found.notes, excluded)
 
 
-def _find(config: Config) -> tuple[list[str], dict[str, list[Sample]], list[str]]:
+def _find_known(config: Config) -> tuple[list[str], dict[str, list[Sample]], list[str]]:
     """The known classes, the samples of train and test, and notes on what the disk lacks."""
     data = config.data
     if data.train_list.endswith(".csv") and data.test_list.endswith(".csv"):
@@ -79,12 +106,9 @@ def _find(config: Config) -> tuple[list[str], dict[str, list[Sample]], list[str]
         train, test = part_by_group(READERS[data.dataset](root))
         classes = sorted({sample.label for sample in train})
         return classes, {"train": train, "test": [s for s in test if s.label in classes]}, []
-    if data.dataset == "ucf101":
-        return _join(*(annotations.ucf101_list(root, part, int(data.split)) for part in ("train", "test")))
-    if data.dataset == "hmdb51":
-        return _join(*(annotations.hmdb51_list(root, part, int(data.split)) for part in ("train", "test")))
-    if data.dataset == "mit":
-        return _join(*(annotations.mit_list(root, part) for part in ("train", "test")))
+    if data.dataset in OFFICIAL:
+        official = OFFICIAL[data.dataset]
+        return _join(official(root, "train", int(data.split)), official(root, "test", int(data.split)))
     raise InputError(f"data.dataset {data.dataset} has no official lists here: set data.train_list and data.test_list.")
 
 
@@ -119,10 +143,50 @@ def _check(config: Config, classes: list[str], parts: dict[str, list[Sample]]) -
     """InputError where a part is empty or has a class that is not among the known ones."""
     for part, samples in parts.items():
         if not samples and (part != "val" or config.data.validation > 0):
-            raise InputError(f"data.split {config.data.split} of {config.data.dataset}: no {part} video is on disk.")
-        strange = sorted({sample.label for sample in samples} - set(classes))
+            section = config.unknown if part == "unknown" else config.data
+            raise InputError(f"{section.dataset}, split {section.split}: no {part} video is on disk.")
+        strange = sorted({sample.label for sample in samples} - set(classes)) if part != "unknown" else []
         if strange:
             raise InputError(f"{part} videos show {', '.join(strange[:5])}, which no training video shows.")
+
+
+def find_unknown(config: Config, classes: Sequence[str]) -> tuple[list[Sample], list[str]]:
+    """Videos of what `unknown` names, whatever their classes but for those of `leave_out`, and notes.
+
+    InputError if one of these is not there, or a list is named without its class names.
+    """
+    samples, notes = _unknown_samples(config, classes)
+    shown = {sample.label for sample in samples}
+    left_out = {name.strip() for name in config.unknown.leave_out.split(",")} - {""}
+    if left_out - shown:
+        strange = sorted(left_out - shown)[0]
+        close = difflib.get_close_matches(strange, shown, n=1)
+        hint = f"; the closest is {close[0]!r}" if close else ""
+        raise InputError(f"unknown.leave_out: no unknown video shows {strange!r}{hint}.")
+    return [sample for sample in samples if sample.label not in left_out], notes
+
+
+def _unknown_samples(config: Config, classes: Sequence[str]) -> tuple[list[Sample], list[str]]:
+    """All of them; of the embedded sample those of classes that are not known."""
+    settings = config.unknown
+    if settings.list:
+        if not settings.class_names:
+            raise InputError("unknown.class_names is not set; it goes with unknown.list.")
+        names = annotations.read_class_names(resolve(settings.class_names))
+        root = resolve(settings.root) if settings.root else None
+        group_of = GROUPS.get(settings.dataset, datasets.folder_group)
+        listing = annotations.read_list(resolve(settings.list), root, classes=names, group_of=group_of)
+        return listing.samples, listing.notes()
+    if settings.dataset == "stickfigures":
+        samples = READERS["stickfigures"](sample_folder(config.data.scene_bias) / "videos")
+        return [sample for sample in samples if sample.label not in classes], []
+    root = dataset_root(config, "unknown")
+    if settings.split == "all":
+        return READERS[settings.dataset](root), []
+    if settings.dataset not in OFFICIAL:
+        raise InputError(f"unknown.dataset {settings.dataset} has no official lists: set unknown.split=all.")
+    listing = OFFICIAL[settings.dataset](root, "test", int(settings.split))
+    return listing.samples, listing.notes()
 
 
 def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:

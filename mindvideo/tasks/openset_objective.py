@@ -6,6 +6,7 @@ B clips, K known classes, T frames of the feature map.
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -14,12 +15,12 @@ from mindvideo.errors import InputError
 from mindvideo.losses.debias import debias_loss
 from mindvideo.losses.evidential import RECIPES, EvidenceLoss, annealing_weight
 from mindvideo.losses.fewshot import classification_loss
-from mindvideo.models import create_model, options_of
+from mindvideo.models import create_model
 from mindvideo.models.debias import DebiasHead, draw_orders
 from mindvideo.models.layers import initialize_kaiming
 from mindvideo.models.recognizer import Recognizer
 from mindvideo.models.tpn import AUXILIARY_WEIGHT, TPN, AuxiliaryHead
-from mindvideo.tasks.setup import model_options
+from mindvideo.tasks.setup import add_head, known_options, model_options
 
 # The head that each method needs; the others have an evidential one.
 HEADS = {"dnn": "linear", "bnn": "bayesian", "rpl": "rpl", "gcpl": "gcpl"}
@@ -30,13 +31,20 @@ def head_of(method: str) -> str:
     return HEADS.get(method, "evidential")
 
 
+def evidence_of(config: Config) -> str:
+    """The function of logits that is evidence; empty for methods that have none."""
+    return config.loss.evidence if head_of(config.loss.name) == "evidential" else ""
+
+
 def make_model(config: Config, num_classes: int) -> Recognizer:
     """The classifier, with fresh weights; InputError for a model of another task or an option that it does not have."""
-    if "num_classes" not in options_of(config.model.name):
+    if "num_classes" not in known_options(config):
         raise InputError(f"model.name: {config.model.name} is no video classifier; see `mindvideo models`.")
-    if config.eval.average == "evidence" and head_of(config.loss.name) != "evidential":
-        raise InputError(f"eval.average is evidence, which loss.name {config.loss.name} does not give.")
     options = model_options(config)
+    if config.eval.average == "evidence" and not evidence_of(config):
+        raise InputError(f"eval.average is evidence, which loss.name {config.loss.name} does not give.")
+    if config.eval.draws and evidence_of(config):
+        raise InputError(f"eval.draws is {config.eval.draws}; loss.name {config.loss.name} is tested by one pass, 0.")
     if config.loss.name == "bnn":  # the layer is its own regulariser, and DEAR's has no dropout
         options["dropout"] = 0.0
     model = create_model(config.model.name, num_classes=num_classes, head=head_of(config.loss.name), **options)
@@ -74,16 +82,10 @@ class Objective(nn.Cell):
                 head = DebiasHead(
                     model.backbone.num_map_channels, num_classes, form=settings.debias, dropout=config.model.dropout
                 )
-                self.debias_head = self._head(head, "debias.", config.seed + 1)
+                self.debias_head = add_head(self.heads, head, "debias.", initialize_kaiming, config.seed + 1)
         if isinstance(model.backbone, TPN):
             head = AuxiliaryHead(model.backbone.num_map_channels, num_classes, dropout=config.model.dropout)
-            self.auxiliary_head = self._head(head, "auxiliary.", config.seed + 2)
-
-    def _head(self, head: nn.Cell, prefix: str, seed: int) -> nn.Cell:
-        head.update_parameters_name(prefix)
-        initialize_kaiming(head, seed)
-        self.heads.append(head)
-        return head
+            self.auxiliary_head = add_head(self.heads, head, "auxiliary.", initialize_kaiming, config.seed + 2)
 
     def construct(
         self,
@@ -110,17 +112,40 @@ class Objective(nn.Cell):
         return loss, logits_BK
 
 
-class TrainingInputs:
-    """What `Objective` takes beside clips and classes, by the number of the step, so that a run can be resumed."""
+def check_fit(config: Config, objective: Objective) -> int:
+    """Look at one black clip of the training's and one of the test's size; the frames of the feature map in training.
 
-    def __init__(self, objective: Objective, config: Config, steps_per_epoch: int):
-        self.config, self.steps_per_epoch = config, steps_per_epoch
+    InputError where the network cannot see such clips, or its map has too few frames for the debiasing head.
+    """
+    backbone, length = objective.model.backbone, config.data.length
+    map_frames = 0
+    # Operator by operator, as nothing is compiled for a single look.
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        for key, size in (("eval.size", config.eval.size), ("data.size", config.data.size)):
+            try:
+                _, map_BDTHW = backbone(Tensor(np.zeros((1, 3, length, size, size), np.float32)))
+            except (ValueError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                clips = f"clips of data.length {length} and {key} {size}"
+                raise InputError(f"model.name: {config.model.name} cannot see {clips}: {reason}") from error
+            map_frames = map_BDTHW.shape[2]
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+    if objective.debias_head is not None:
+        draw_orders(config.loss.debias, 1, map_frames, np.random.default_rng(0))
+    return map_frames
+
+
+class TrainingInputs:
+    """What `Objective` takes beside clips and classes, by the number of the step, so that a run can be resumed.
+
+    `map_frames` is the number of frames of the feature map.
+    """
+
+    def __init__(self, objective: Objective, config: Config, steps_per_epoch: int, map_frames: int):
+        self.config, self.steps_per_epoch, self.num_frames = config, steps_per_epoch, map_frames
         self.form = config.loss.debias if objective.debias_head is not None else ""
-        self.num_frames = 0
-        if self.form:
-            shape = (1, 3, config.data.length, config.data.size, config.data.size)
-            self.num_frames = objective.model.backbone(Tensor(np.zeros(shape, np.float32)))[1].shape[2]
-            self._orders(0)  # whether the map has frames enough, before any work is done
 
     def __call__(self, step: int) -> tuple[np.ndarray, ...]:
         epoch, last = step // self.steps_per_epoch, self.config.train.epochs

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,25 @@ from mindvideo.metrics.fewshot import confusion_matrix
 from mindvideo.report import Figure, Figures, Preformatted, Table, Text, confusion, write_page
 from mindvideo.report.page import Section
 from mindvideo.tasks.openset_data import RecognitionData
-from mindvideo.tasks.openset_views import Scores
+from mindvideo.tasks.openset_scores import Scores
 from mindvideo.tasks.report import class_rows, save_figures, training_curves
 
 
-def write_report(folder: Path, config: Config, data: RecognitionData, scores: Scores, result: dict[str, Any]) -> None:
-    """Write report.html, and its pictures as files of their own under figures/."""
+def write_report(
+    folder: Path,
+    config: Config,
+    data: RecognitionData,
+    scores: Scores,
+    result: dict[str, Any],
+    open_set: Sequence[Section] = (),
+) -> None:
+    """Write report.html, and its pictures as files of their own under figures/; `open_set` are the sections on unknown
+    videos."""
     predicted = scores.probabilities.argmax(axis=1).tolist()
     matrix = confusion_matrix(scores.labels.tolist(), predicted, len(data.classes))
     picture = confusion(matrix, data.classes, "Confusion on test videos")
     sections: list[Section] = [
+        *open_set,
         Figures("Known classes", [Figure("Which was taken for which.", picture, "image/png", "confusion matrix")]),
         Table("Metrics", ("metric", "value", "95 % interval"), _metric_rows(result)),
         Table("Classes", ("class", "accuracy", "videos"), class_rows(matrix, data.classes)),
@@ -29,7 +39,7 @@ def write_report(folder: Path, config: Config, data: RecognitionData, scores: Sc
     ]
     training = training_curves(folder, "step")
     if training:
-        sections.insert(1, Figures("Training", training))
+        sections.insert(len(open_set) + 1, Figures("Training", training))
     top1 = result["metrics"]["top1"]
     summary = {
         "top-1 accuracy": f"{100 * top1['value']:.2f} % of {top1['n']} videos",

@@ -1,72 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a classifier says of whole videos: their views are scored one by one and averaged.
 
-N videos, V views of each, K known classes.
+N videos, V views of each, P draws of a random network, K known classes, C features.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from scipy.special import softmax
 
+from mindvideo.config import Config
 from mindvideo.data.loader import ViewReader, load_views
 from mindvideo.data.manifest import Sample
 from mindvideo.engine.log import progress_bar
+from mindvideo.errors import InputError
+from mindvideo.heads import BayesianHead, set_dropout
 from mindvideo.losses.evidential import EVIDENCE
+from mindvideo.metrics.uncertainty import mutual_information, uncertainties
 from mindvideo.models.recognizer import Recognizer
+from mindvideo.tasks.openset_objective import evidence_of
+from mindvideo.tasks.openset_scores import Scores
 
 
 @dataclass
-class Scores:
-    """What the views of each video came to: the mean of their logits, and class probabilities `[N, K]`; `vacuity` `[N]`
-    is 1 without any evidence and None without an evidential head; `labels` `[N]` are places in `classes`."""
+class Views:
+    """Logits of every view `[N, V, K]`, pooled features `[N, C]`, their mean over the views, and, of a random network,
+    the probabilities of every draw `[N, V, P, K]`."""
 
-    classes: list[str]
-    labels: np.ndarray
     logits: np.ndarray
-    probabilities: np.ndarray
-    vacuity: np.ndarray | None
+    features: np.ndarray
+    draws: np.ndarray | None
 
-    def save(self, path: Path, samples: Sequence[Sample]) -> None:
-        """As .npz, with the videos' paths."""
-        arrays = {"classes": np.array(self.classes), "videos": np.array([str(sample.path) for sample in samples])}
-        arrays |= {"labels": self.labels, "logits": self.logits, "probabilities": self.probabilities}
-        if self.vacuity is not None:
-            arrays["vacuity"] = self.vacuity
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+
+class Scorer:
+    """A classifier in test, as graphs that are compiled once for all validations and tests.
+
+    `draws` passes of the head are random: a Bayesian head draws its weights, another one its dropout (Monte Carlo
+    dropout). All of our networks but C3D have no dropout before the head, so the backbone runs once for all passes, and
+    C3D's own stays off. InputError for a head in which nothing is random.
+    """
+
+    def __init__(self, model: Recognizer, draws: int = 0):
+        self.model, self.draws = model, draws
+        self.bayesian = isinstance(model.head, BayesianHead)
+        dropouts = [cell for _, cell in model.head.cells_and_names() if isinstance(cell, nn.Dropout) and cell.p > 0]
+        if draws and not self.bayesian and not dropouts:
+            raise InputError(f"eval.draws is {draws}, but without model.dropout nothing is random in this network.")
+
+        def look(views_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            vectors_BSC, _ = model.backbone(views_BCTHW)
+            return model.head(vectors_BSC), vectors_BSC.mean(axis=1), vectors_BSC
+
+        self._look = ms.jit(look)
+        self._draw = ms.jit(model.head.sample if self.bayesian else model.head.construct)
+
+    def __call__(self, views_BCTHW: np.ndarray) -> list[np.ndarray]:
+        """Logits `[B, K]`, features `[B, C]`, and with draws their probabilities `[B, P, K]`."""
+        self.model.set_train(False)
+        logits_BK, features_BC, vectors_BSC = self._look(Tensor(views_BCTHW))
+        found = [logits_BK.asnumpy(), features_BC.asnumpy()]
+        if self.draws:
+            set_dropout(self.model.head, True)  # whichever it is, the first call compiles the graph with it
+            drawn = [self._draw(vectors_BSC).asnumpy() for _ in range(self.draws)]
+            set_dropout(self.model.head, False)
+            found.append(softmax(np.stack(drawn, axis=1), axis=2))
+        return found
 
 
 def score_views(
-    model: Recognizer, samples: Sequence[Sample], reader: ViewReader, *, batch: int, workers: int
-) -> np.ndarray:
-    """Logits `[N, V, K]`, `batch` views at a time, whichever videos they are of."""
-    model.set_train(False)
-    logits: list[np.ndarray] = []
-    for views_BCTHW in _in_batches(samples, reader, batch, workers):
+    scorer: Scorer, samples: Sequence[Sample], reader: ViewReader, *, batch: int, workers: int, what: str = "videos"
+) -> Views:
+    """Look at every view, `batch` at a time, whichever videos they are of; `what` names the videos to who waits."""
+    batches: list[list[np.ndarray]] = []
+    for views_BCTHW in _in_batches(samples, reader, batch, workers, what):
         # Always a full batch, so that one compiled graph serves: the last is filled up with its first view.
         missing = batch - len(views_BCTHW)
         filled = np.concatenate([views_BCTHW, views_BCTHW[:1].repeat(missing, axis=0)])
-        logits.append(_compiled(model)(Tensor(filled)).asnumpy()[: len(views_BCTHW)])
-    return np.concatenate(logits).reshape(len(samples), -1, logits[0].shape[1])
+        batches.append([array[: len(views_BCTHW)] for array in scorer(filled)])
+    logits, features, *draws = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    logits_NVK, features_NVC, *draws_NVPK = (
+        a.reshape(len(samples), -1, *a.shape[1:]) for a in (logits, features, *draws)
+    )
+    return Views(logits_NVK, features_NVC.mean(axis=1), draws_NVPK[0] if draws_NVPK else None)
 
 
-@functools.cache
-def _compiled(model: Recognizer) -> Callable[[Tensor], Tensor]:
-    """The classifier as a graph, compiled once for all validations and the test."""
-    return ms.jit(model.construct)
-
-
-def _in_batches(samples: Sequence[Sample], reader: ViewReader, batch: int, workers: int) -> Iterator[np.ndarray]:
+def _in_batches(
+    samples: Sequence[Sample], reader: ViewReader, batch: int, workers: int, what: str
+) -> Iterator[np.ndarray]:
     """The views of all videos in order, `batch` at a time but for the last."""
     waiting: list[np.ndarray] = []
-    with progress_bar("score videos", len(samples)) as progress:
+    with progress_bar(f"score {what}", len(samples)) as progress:
         for done, views_VCTHW in enumerate(load_views(samples, reader, workers=workers), start=1):
             for view_CTHW in views_VCTHW:
                 waiting.append(view_CTHW)
@@ -78,30 +108,83 @@ def _in_batches(samples: Sequence[Sample], reader: ViewReader, batch: int, worke
         yield np.stack(waiting)
 
 
-def average_views(
-    logits_NVK: np.ndarray, labels_N: np.ndarray, classes: list[str], *, average: str, evidence: str
-) -> Scores:
-    """One verdict a video, with DEAR's three ways to it: the mean of the views' scores (logits), of their softmax
-    probabilities, or of the probabilities that their `evidence` gives.
+def average_views(views: Views, *, average: str, evidence: str) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """One verdict a video: mean logits `[N, K]`, probabilities `[N, K]`, and every uncertainty `[N]`.
 
-    `evidence` names the function of an evidential head; for other heads it is empty.
+    DEAR's three ways to the probabilities are the mean of the views' scores (logits), of their softmax probabilities,
+    or of the probabilities that their `evidence` gives; with Monte Carlo draws they are the mean over these. `evidence`
+    names the function of an evidential head; for other heads it is empty. Vacuity and evidence are those of the mean
+    logits, mutual information that of each view's draws, a mean over the views: DEAR averages the views first, which
+    takes their disagreement for the network's.
     """
-    logits_NK = logits_NVK.mean(axis=1)
-    if average == "evidence":
-        probabilities_NK = expected_probabilities(logits_NVK, evidence).mean(axis=1)
-    elif average == "probability" or not evidence:
-        probabilities_NK = softmax(logits_NVK if average == "probability" else logits_NK[:, None], axis=2).mean(axis=1)
+    logits_NK = views.logits.mean(axis=1)
+    alpha_NK = alpha_of(logits_NK, evidence) if evidence else None
+    spread_N = None
+    if views.draws is not None:
+        probabilities_NK = views.draws.mean(axis=(1, 2))
+        flat_MPK = views.draws.reshape(-1, *views.draws.shape[2:])
+        spread_N = mutual_information(flat_MPK).reshape(len(logits_NK), -1).mean(axis=1)
+    elif average == "evidence":
+        probabilities_NK = expected_probabilities(views.logits, evidence).mean(axis=1)
+    elif average == "probability":
+        probabilities_NK = softmax(views.logits, axis=2).mean(axis=1)
     else:
-        probabilities_NK = expected_probabilities(logits_NK, evidence)
-    vacuity_N = logits_NK.shape[1] / _alpha(logits_NK, evidence).sum(axis=1) if evidence else None
-    return Scores(classes, labels_N, logits_NK, probabilities_NK, vacuity_N)
+        probabilities_NK = expected_probabilities(logits_NK, evidence) if evidence else softmax(logits_NK, axis=1)
+    found = uncertainties(logits_NK, probabilities_NK, alpha_NK=alpha_NK, mutual_information_N=spread_N)
+    return logits_NK, probabilities_NK, found
 
 
 def expected_probabilities(logits: np.ndarray, evidence: str) -> np.ndarray:
     """alpha / S over the last axis."""
-    alpha = _alpha(logits, evidence)
+    alpha = alpha_of(logits, evidence)
     return alpha / alpha.sum(axis=-1, keepdims=True)
 
 
-def _alpha(logits: np.ndarray, evidence: str) -> np.ndarray:
+def alpha_of(logits: np.ndarray, evidence: str) -> np.ndarray:
+    """Evidence + 1, float64."""
     return EVIDENCE[evidence](Tensor(logits)).asnumpy().astype(np.float64) + 1.0
+
+
+def how_seen(config: Config) -> dict[str, Any]:
+    """All settings that change what a network says of a video."""
+    video = {key: config.data[key] for key in ("length", "stride", "short_side", "decoder")}
+    views = {key: config.eval[key] for key in ("clips", "sampling", "crops", "size", "average", "draws")}
+    run = {"name": config.name, "method": config.loss.name, "model": config.model.name}
+    return run | {"evidence": evidence_of(config)} | video | views
+
+
+def score_videos(
+    scorer: Scorer, samples: Sequence[Sample], classes: Sequence[str], reader: ViewReader, config: Config, what: str
+) -> Scores:
+    """Look at the samples and gather what the experiments need. Labels of known videos are places in `classes`, those
+    of others in the sorted names of what they show."""
+    views = score_views(scorer, samples, reader, batch=config.eval.batch, workers=config.data.workers, what=what)
+    settings = how_seen(config)
+    logits, probabilities, found = average_views(views, average=config.eval.average, evidence=settings["evidence"])
+    shown = {sample.label for sample in samples}
+    label_names = list(classes) if shown <= set(classes) else sorted(shown)
+    return Scores(
+        classes=list(classes), label_names=label_names,
+        labels=np.array([label_names.index(sample.label) for sample in samples]),
+        videos=[str(sample.path) for sample in samples], groups=[sample.group for sample in samples],
+        logits=logits, probabilities=probabilities, features=views.features, uncertainties=found,
+        model_hash=hash_of_weights(scorer.model), data_hash=hash_of_videos(samples), settings=settings,
+    )  # fmt: skip
+
+
+def hash_of_weights(model: nn.Cell) -> str:
+    """SHA-256 of all parameters, by name."""
+    digest = hashlib.sha256()
+    for parameter in sorted(model.get_parameters(), key=lambda p: p.name):
+        digest.update(parameter.name.encode())
+        digest.update(parameter.asnumpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_of_videos(samples: Sequence[Sample]) -> str:
+    """SHA-256 of every video's path, class, source, size and time of its last change, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        state = sample.path.stat()
+        digest.update(f"{sample.path}\0{sample.label}\0{sample.group}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,17 @@ def decode_check(config: Config, samples: Sequence[Sample]) -> tuple[dict[Path, 
     return counts, [str(path) for path in broken]
 
 
+def known_options(config: Config) -> list[str]:
+    """The options of the model that the config names; InputError if there is none of that name."""
+    try:
+        return options_of(config.model.name)
+    except InputError as error:
+        raise InputError(f"model.name: {error}") from None
+
+
 def model_options(config: Config) -> dict[str, Any]:
     """The keys of `model` that the model has; InputError if another one is set, which would have no effect."""
-    known = options_of(config.model.name)
+    known = known_options(config)
     settings: Mapping[str, Any] = {key: value for key, value in config.model.items() if key != "name"}
     for key, value in settings.items():
         if key not in known and value != SCHEMAS[config.task]["model"][key].default:
@@ -64,6 +72,17 @@ def model_options(config: Config) -> dict[str, Any]:
                 f"model.{key} is {value!r}, but {config.model.name} has no such option; it has {', '.join(known)}."
             )
     return {key: value for key, value in settings.items() if key in known}
+
+
+def add_head(
+    heads: nn.CellList, head: nn.Cell, prefix: str, initialize: Callable[[nn.Cell, int], None], seed: int
+) -> nn.Cell:
+    """A head that serves training alone, among `heads`: its parameters' names begin with `prefix`, and its weights are
+    drawn from `seed`."""
+    head.update_parameters_name(prefix)
+    initialize(head, seed)
+    heads.append(head)
+    return head
 
 
 def unfinished_run(config: Config) -> Path | None:
