@@ -49,7 +49,7 @@ def measure(form: str, batch: int, repeats: int) -> None:
 
     from mindvideo.config import load_config
     from mindvideo.engine.optim import make_sgd, make_step
-    from mindvideo.tasks.openset_objective import Objective, TrainingInputs, make_model
+    from mindvideo.tasks.openset_objective import Objective, TrainingInputs, check_fit, make_model
 
     settings = [f"data.size={SIDE}", f"train.batch={batch}"]
     settings += ["loss.name=edlnokl_avuc"] if form == "none" else [f"loss.debias={form}"]
@@ -59,7 +59,7 @@ def measure(form: str, batch: int, repeats: int) -> None:
         config = load_config(path, settings)
     model = make_model(config, NUM_CLASSES)
     objective = Objective(model, config, NUM_CLASSES)
-    inputs = TrainingInputs(objective, config, steps_per_epoch=1000)
+    inputs = TrainingInputs(objective, config, steps_per_epoch=1000, map_frames=check_fit(config, objective))
     optimizer = make_sgd(
         [model, *objective.heads], np.full(100, 1e-3, np.float32), momentum=0.9, nesterov=True, weight_decay=1e-4
     )

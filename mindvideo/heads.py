@@ -2,9 +2,10 @@
 """What turns pooled features into logits. A head knows no backbone and no loss.
 
 Features are `vectors_BSC`: B clips, S segments whose logits are averaged (1 for networks in three dimensions, the
-frames for two), C features; K classes. `construct(vectors_BSC)` gives logits `[B, K]`; for training there is
-`outputs(vectors_BSC, classes_B)`: logits and a scalar to be added to the loss as it is, 0 for most heads. The logits
-are linear in the features (the Euclidean ones are meant for one segment), so the segments are averaged before.
+frames for two), C features; K classes. `construct(vectors_BSC)` gives logits `[B, K]`, `sample(vectors_BSC, seed)` the
+ones of a pass that is random by a uint32 scalar. For training there is `outputs(vectors_BSC, classes_B, seed)`: logits,
+and what is to be added to the loss as it is, 0 for most heads. The logits are linear in the features (the Euclidean
+ones are meant for one segment), so the segments are averaged before.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
 
 from mindvideo.errors import InputError
+from mindvideo.noise import Dropout, StandardNormal
 
 INITIAL_STD = 0.01
+STREAM = 0  # of the heads' random numbers; they take 0 to 2, training heads others
 
 
 class LinearHead(nn.Cell):
@@ -31,23 +34,27 @@ class LinearHead(nn.Cell):
 
     def __init__(self, num_features: int, num_classes: int, *, dropout: float = 0.5):
         super().__init__()
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = Dropout(dropout, STREAM)
         self.fc = nn.Dense(num_features, num_classes, weight_init=Normal(INITIAL_STD), bias_init="zeros")
 
     def construct(self, vectors_BSC: Tensor) -> Tensor:
-        return self.fc(self.dropout(vectors_BSC).mean(axis=1))
+        return self.sample(vectors_BSC)
 
-    def outputs(self, vectors_BSC: Tensor, classes_B: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, vectors_BSC: Tensor, seed: Tensor | None = None) -> Tensor:
+        """Logits with dropout (Monte Carlo dropout: Gal and Ghahramani, ICML 2016)."""
+        return self.fc(self.dropout(vectors_BSC, seed).mean(axis=1))
+
+    def outputs(self, vectors_BSC: Tensor, classes_B: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits and 0; the classes are not needed."""
-        return self.construct(vectors_BSC), ops.zeros((), ms.float32)
+        return self.sample(vectors_BSC, seed), ops.zeros((), ms.float32)
 
 
 class BayesianHead(nn.Cell):
     """A dense layer whose weights are normally distributed, w = mu + ln(1 + exp(rho)) eps: Bayes by Backprop (Blundell
     et al., ICML 2015) with DEAR's numbers.
 
-    mu is initially U(-0.2, 0.2), rho U(-5, -4), and `log_prior` the prior. eps comes from MindSpore's generator
-    (`ms.set_seed` before the network is built and compiled). P draws.
+    mu is initially U(-0.2, 0.2), rho U(-5, -4), and `log_prior` the prior. eps comes from the seed; that of `construct`
+    is always the same. P draws.
 
     Args:
         draws: how many `construct` averages, besides the one with all weights at mu; DEAR's 10. What measures the
@@ -67,7 +74,8 @@ class BayesianHead(nn.Cell):
         complexity: float = 1e-6,
     ):
         super().__init__()
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout, self.normal = Dropout(dropout, STREAM), StandardNormal(STREAM + 1)
+        self.test_seed = Tensor(0, ms.uint32)
         weight_shape, bias_shape = (num_classes, num_features), (num_classes,)
         self.weight_mu = Parameter(initializer(Uniform(0.2), weight_shape))
         self.weight_rho = Parameter(initializer(Uniform(0.5), weight_shape).init_data() - 4.5)
@@ -76,22 +84,22 @@ class BayesianHead(nn.Cell):
         self.draws, self.train_draws, self.complexity = draws, train_draws, complexity
 
     def construct(self, vectors_BSC: Tensor) -> Tensor:
-        drawn_PKD = self._noise(self.draws)
+        drawn_PKD = self._noise(self.test_seed, self.draws)
         noise_PKD = ops.cat((drawn_PKD, ops.zeros_like(drawn_PKD[:1])))
         return self.logits_of(vectors_BSC, noise_PKD).mean(axis=0)
 
-    def sample(self, vectors_BSC: Tensor) -> Tensor:
-        """Logits `[B, K]` of one draw."""
-        return self.logits_of(vectors_BSC, self._noise(1)).squeeze(0)
+    def sample(self, vectors_BSC: Tensor, seed: Tensor) -> Tensor:
+        """Logits of one draw of the weights."""
+        return self.logits_of(vectors_BSC, self._noise(seed, 1)).squeeze(0)
 
-    def outputs(self, vectors_BSC: Tensor, classes_B: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, vectors_BSC: Tensor, classes_B: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and the weighted divergence from the prior; the classes are not needed."""
-        noise_PKD = self._noise(self.train_draws)
-        return self.logits_of(vectors_BSC, noise_PKD).mean(axis=0), self.penalty_of(noise_PKD)
+        noise_PKD = self._noise(seed, self.train_draws)
+        return self.logits_of(vectors_BSC, noise_PKD, seed).mean(axis=0), self.penalty_of(noise_PKD)
 
-    def logits_of(self, vectors_BSC: Tensor, noise_PKD: Tensor) -> Tensor:
-        """Logits `[P, B, K]` with these eps; D is C + 1, the last column is the bias's."""
-        x_BC = self.dropout(vectors_BSC).mean(axis=1)
+    def logits_of(self, vectors_BSC: Tensor, noise_PKD: Tensor, seed: Tensor | None = None) -> Tensor:
+        """Logits `[P, B, K]` with these eps, and dropout by the seed; D is C + 1, the last column is the bias's."""
+        x_BC = self.dropout(vectors_BSC, seed).mean(axis=1)
         weight_PKC, bias_PK = self._weights(noise_PKD)
         return ops.matmul(x_BC, weight_PKC.swapaxes(1, 2)) + bias_PK.expand_dims(1)
 
@@ -104,9 +112,9 @@ class BayesianHead(nn.Cell):
         prior = log_prior(weight_PKC) + log_prior(bias_PK)
         return self.complexity * (posterior - prior) / noise_PKD.shape[0]
 
-    def _noise(self, draws: int) -> Tensor:
+    def _noise(self, seed: Tensor, draws: int) -> Tensor:
         num_classes, num_features = self.weight_mu.shape
-        return ops.standard_normal((draws, num_classes, num_features + 1))
+        return self.normal(seed, (draws, num_classes, num_features + 1))
 
     def _weights(self, noise_PKD: Tensor) -> tuple[Tensor, Tensor]:
         weight_PKC = self.weight_mu + ops.softplus(self.weight_rho) * noise_PKD[..., :-1]
@@ -154,16 +162,20 @@ class ReciprocalHead(nn.Cell):
     ):
         super().__init__()
         self.prototypes, self.euclidean = prototypes, euclidean
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = Dropout(dropout, STREAM)
         self.centers = Parameter(initializer(Normal(INITIAL_STD), (num_classes, num_features)))
         self.radius = None if prototypes else Parameter(initializer("zeros", (1,)))
 
     def construct(self, vectors_BSC: Tensor) -> Tensor:
-        return self._logits(self.dropout(vectors_BSC).mean(axis=1))
+        return self.sample(vectors_BSC)
 
-    def outputs(self, vectors_BSC: Tensor, classes_B: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, vectors_BSC: Tensor, seed: Tensor | None = None) -> Tensor:
+        """Logits with dropout."""
+        return self._logits(self.dropout(vectors_BSC, seed).mean(axis=1))
+
+    def outputs(self, vectors_BSC: Tensor, classes_B: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits and the weighted penalty."""
-        features_BC = self.dropout(vectors_BSC).mean(axis=1)
+        features_BC = self.dropout(vectors_BSC, seed).mean(axis=1)
         return self._logits(features_BC), 0.1 * self._penalty(features_BC, classes_B)
 
     def _logits(self, features_BC: Tensor) -> Tensor:
@@ -200,17 +212,3 @@ def make_head(kind: str, num_features: int, num_classes: int, **options: float) 
         hint = f", did you mean {close[0]!r}?" if close else "."
         raise InputError(f"unknown head {kind!r}{hint} Known: {', '.join(HEADS)}.")
     return HEADS[kind](num_features, num_classes, **options)
-
-
-def set_dropout(model: nn.Cell, on: bool) -> None:
-    """Switch the dropout of a model, and nothing else of it, on or off: Monte Carlo dropout at test time (Gal and
-    Ghahramani, ICML 2016). `model.set_train(...)` sets it anew.
-
-    A function that `ms.jit` has compiled keeps the dropout that it was compiled with: switch first, then compile.
-    """
-    for _, cell in model.cells_and_names():
-        if isinstance(cell, nn.Dropout):
-            cell.set_train(on)
-    # In graph mode a cell compiles itself anew for every name here, and for no other change of its parts.
-    phase = "train" if model.training else "predict"
-    model.phase = f"{phase}_with_dropout_{'on' if on else 'off'}"

@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from mindvideo.errors import InputError
-from mindvideo.heads import BayesianHead, LinearHead, ReciprocalHead, log_posterior, log_prior, make_head, set_dropout
+from mindvideo.heads import BayesianHead, LinearHead, ReciprocalHead, log_posterior, log_prior, make_head
 from tests.test_losses_fewshot import finite_differences
 
 pytestmark = pytest.mark.usefixtures("pynative")
@@ -25,7 +25,7 @@ def vectors_BSC(segments: int = 1, seed: int = 0) -> np.ndarray:
 
 
 def outputs_of(head: nn.Cell, vectors: np.ndarray) -> tuple[np.ndarray, float]:
-    logits, penalty = head.outputs(Tensor(vectors), Tensor(LABELS.astype(np.int32)))
+    logits, penalty = head.outputs(Tensor(vectors), Tensor(LABELS.astype(np.int32)), seeded(3))
     return logits.asnumpy(), float(penalty)
 
 
@@ -57,31 +57,23 @@ def test_linear():
     np.testing.assert_allclose(head.set_train(True)(Tensor(vectors)).asnumpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-class Network(nn.Cell):
-    """A head behind a batch norm."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.head = nn.BatchNorm1d(6), make_head("linear", 6, 3, dropout=0.5)
-
-    def construct(self, x_BC: Tensor) -> Tensor:
-        return self.head(self.norm(x_BC).expand_dims(1))
+def seeded(seed: int) -> Tensor:
+    return Tensor(np.uint32(seed))
 
 
-@pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
-def test_dropout_alone_can_be_switched(mode):
-    ms.set_context(mode=mode)
-    ms.set_seed(1)
-    network, x_BC = Network().set_train(False), Tensor(vectors_BSC()[:, 0])
-    before, running = network(x_BC).asnumpy(), network.norm.moving_mean.asnumpy().copy()
-    set_dropout(network, True)
-    drawn = np.stack([network(x_BC).asnumpy() for _ in range(200)])
+@pytest.mark.parametrize(("kind", "segments"), [("linear", 3), ("rpl", 1)])
+def test_dropout_is_of_the_features_and_by_the_seed_alone(kind, segments):
+    head, vectors = make_head(kind, 6, 3, dropout=0.4), Tensor(vectors_BSC(segments))
+    plain = head(vectors).asnumpy()
+    drawn = np.stack([head.sample(vectors, seeded(seed)).asnumpy() for seed in range(60)])
     assert len(np.unique(drawn[:, 0, 0])) > 10
     # The mean over draws is the logits without dropout.
-    np.testing.assert_allclose(drawn.mean(axis=0), before, atol=5 * drawn.std() / np.sqrt(200))
-    np.testing.assert_array_equal(network.norm.moving_mean.asnumpy(), running)
-    set_dropout(network, False)
-    np.testing.assert_array_equal(network(x_BC).asnumpy(), before)
+    np.testing.assert_allclose(drawn.mean(axis=0), plain, atol=5 * drawn.std(axis=0).max() / np.sqrt(60))
+    logits, _ = head.outputs(vectors, Tensor(LABELS.astype(np.int32)), seeded(7))
+    np.testing.assert_array_equal(logits.asnumpy(), drawn[7])
+    dropped = head.dropout(vectors, seeded(7))
+    np.testing.assert_array_equal(head(dropped).asnumpy(), drawn[7])
+    np.testing.assert_array_equal(head(vectors).asnumpy(), plain)
 
 
 def bayesian_head() -> BayesianHead:
@@ -132,46 +124,53 @@ def test_bayesian_logits_and_penalty_with_given_noise():
     assert float(head.penalty_of(Tensor(noise))) == pytest.approx(np.mean(penalties), rel=1e-5)
 
 
-def test_bayesian_samples_spread_as_the_weights_do_and_the_mean_of_one_with_mu_half():
+def test_bayesian_samples_spread_as_the_weights_do():
     head, vectors = bayesian_head(), vectors_BSC()
-    head.draws = 1
-    sample, mean = ms.jit(head.sample), ms.jit(head.construct)
-    samples = np.stack([sample(Tensor(vectors)).asnumpy() for _ in range(400)])
-    halves = np.stack([mean(Tensor(vectors)).asnumpy() for _ in range(400)])
+    sample = ms.jit(head.sample)
+    samples = np.stack([sample(Tensor(vectors), seeded(seed)).asnumpy() for seed in range(400)])
     sigma = np.log1p(np.exp(head.weight_rho.asnumpy()))
     sigma_bias = np.log1p(np.exp(head.bias_rho.asnumpy()))
     expected = np.sqrt(vectors[:, 0] ** 2 @ sigma.T**2 + sigma_bias**2)
     np.testing.assert_allclose(samples.std(axis=0), expected, rtol=0.2)
-    np.testing.assert_allclose(halves.std(axis=0), expected / 2, rtol=0.2)
-    at_mu = vectors[:, 0] @ head.weight_mu.asnumpy().T + head.bias_mu.asnumpy()
-    np.testing.assert_allclose(samples.mean(axis=0), at_mu, atol=5 * expected.max() / 20)
+    np.testing.assert_allclose(samples.mean(axis=0), at_mu(head, vectors), atol=5 * expected.max() / 20)
+
+
+def at_mu(head: BayesianHead, vectors: np.ndarray) -> np.ndarray:
+    return vectors[:, 0] @ head.weight_mu.asnumpy().T + head.bias_mu.asnumpy()
+
+
+def test_a_bayesian_test_averages_a_draw_with_mu_which_halves_its_distance():
+    head, vectors = bayesian_head(), vectors_BSC()
+    head.draws = 1
+    one, mean = head.sample(Tensor(vectors), head.test_seed).asnumpy(), head(Tensor(vectors)).asnumpy()
+    np.testing.assert_allclose(mean, (one + at_mu(head, vectors)) / 2, atol=1e-6)
+    assert np.abs(one - mean).max() > 1e-3
 
 
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
 def test_bayesian_draws_follow_from_the_seed(mode):
     ms.set_context(mode=mode)
-    runs = []
-    for _ in range(2):
-        head = bayesian_head()
-        runs.append([head(Tensor(vectors_BSC())).asnumpy() for _ in range(2)])
+    head, vectors, classes = bayesian_head(), Tensor(vectors_BSC()), Tensor(LABELS.astype(np.int32))
+    runs = [[head.outputs(vectors, classes, seeded(seed))[0].asnumpy() for seed in (1, 2)] for _ in range(2)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0][0] != runs[0][1]).any()
+    np.testing.assert_array_equal(*(head(vectors).asnumpy() for _ in range(2)))
 
 
-def test_a_bayesian_step_is_compiled_with_new_draws_every_time():
+def test_a_compiled_bayesian_step_draws_by_the_seed():
     head = bayesian_head()
 
-    def loss_of(x, labels):
-        return sum_of(head.outputs(x, labels))
+    def loss_of(x, labels, seed):
+        return sum_of(head.outputs(x, labels, seed))
 
     value_and_grad = ms.value_and_grad(loss_of, None, head.trainable_params())
 
     @ms.jit
-    def step(x, labels):
-        return value_and_grad(x, labels)
+    def step(x, labels, seed):
+        return value_and_grad(x, labels, seed)
 
     inputs = Tensor(vectors_BSC()), Tensor(LABELS.astype(np.int32))
-    (first, gradients), (second, _) = step(*inputs), step(*inputs)
+    (first, gradients), (second, _) = (step(*inputs, seeded(seed)) for seed in (1, 2))
     assert float(first) != float(second)
     assert all(np.isfinite(g.asnumpy()).all() and g.asnumpy().any() for g in gradients)
 

@@ -30,7 +30,7 @@ MEASURED = ("vacuity", "evidence_right", "evidence_wrong")
 CONFIG = f"""
 task: openset
 device: cpu
-model: {{name: i3d_r18, width: 8, dropout: 0.0}}
+model: {{name: i3d_r18, width: 8, dropout: 0.25}}
 data: {{dataset: ucf101, split: groups, validation: 0.25, workers: 1,
   length: 24, stride: 1, short_side: 36, size: 32, flip: false}}
 loss: {{name: edlnokl_avuc_debias}}

@@ -31,8 +31,8 @@ class TrainingState:
     """Where a run stands.
 
     Step s has seen the episodes or batches 0 to s - 1, which a seed and their number determine: so the step is the
-    state of the data order and, with the seed, of every random number but those that MindSpore draws itself: dropout's
-    masks and a Bayesian head's weights start anew when a run is continued.
+    state of the data order and, with the seed, of every random number (but C3D's dropout, which MindSpore draws, and
+    starts anew when a run is continued). `classes` are the names of a classifier's outputs.
     """
 
     model: str
@@ -41,6 +41,7 @@ class TrainingState:
     best: float = float("-inf")
     best_step: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
 
 
 def save_checkpoint(path: Path, model: nn.Cell, state: TrainingState, optimizer: nn.Optimizer | None = None) -> None:

@@ -21,6 +21,7 @@ from mindspore.common.initializer import Normal
 
 from mindvideo.errors import InputError
 from mindvideo.models.layers import ConvNorm, enter, leave
+from mindvideo.noise import Dropout
 
 FORMS = ("published", "head", "corrected")
 
@@ -32,22 +33,23 @@ class DebiasBranch(nn.Cell):
     positions; then dropout and a dense layer.
     """
 
-    def __init__(self, channels: int, num_classes: int, frames: int, padding: int, dropout: float):
+    def __init__(self, channels: int, num_classes: int, frames: int, padding: int, dropout: Dropout):
         super().__init__()
         self.conv = ConvNorm(channels, 2 * channels, (frames, 3, 3), stride=(1, 2, 2), padding=(padding, 1, 1))
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = dropout
         self.fc = nn.Dense(2 * channels, num_classes, weight_init=Normal(0.01), bias_init="zeros")
 
-    def construct(self, maps_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, maps_BCTHW: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         features_BD = leave(self.conv(enter(maps_BCTHW))).mean(axis=(2, 3, 4))
-        return features_BD, self.fc(self.dropout(features_BD))
+        return features_BD, self.fc(self.dropout(features_BD, seed))
 
 
 class DebiasHead(nn.Cell):
     """Feature maps `[B, C, T, H, W]` and orders of their frames `[B, T]`, int32 (`draw_orders`), to the features
     `[3, B, 2 C]` and logits `[3, B, K]` of the branches, the unbiased first.
 
-    `form` is one of `FORMS`, or it is an InputError. `layers.initialize_kaiming` draws the convolutions.
+    `form` is one of `FORMS`, or it is an InputError. `layers.initialize_kaiming` draws the convolutions. Without a seed
+    (uint32 scalar) there is no dropout.
     """
 
     def __init__(self, num_channels: int, num_classes: int, *, form: str = "corrected", dropout: float = 0.5):
@@ -56,15 +58,15 @@ class DebiasHead(nn.Cell):
             raise InputError(f"form {form!r} of the debiasing head is not one of {', '.join(FORMS)}.")
         frames, padding = (1, 0) if form == "published" else (3, 1 if form == "corrected" else 0)
         self.corrected = form == "corrected"
-        self.f1 = DebiasBranch(num_channels, num_classes, frames, padding, dropout)
-        self.f2 = DebiasBranch(num_channels, num_classes, frames, padding, dropout)
-        self.f3 = DebiasBranch(num_channels, num_classes, 1, 0, dropout)
+        self.f1 = DebiasBranch(num_channels, num_classes, frames, padding, Dropout(dropout, stream=3))
+        self.f2 = DebiasBranch(num_channels, num_classes, frames, padding, Dropout(dropout, stream=4))
+        self.f3 = DebiasBranch(num_channels, num_classes, 1, 0, Dropout(dropout, stream=5))
 
-    def construct(self, maps_BCTHW: Tensor, orders_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def construct(self, maps_BCTHW: Tensor, orders_BT: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         seen_BCTHW = ops.stop_gradient(maps_BCTHW) if self.corrected else maps_BCTHW
-        features1_BD, logits1_BK = self.f1(maps_BCTHW)
-        features2_BD, logits2_BK = self.f2(reorder(seen_BCTHW, orders_BT))
-        features3_BD, logits3_BK = self.f3(seen_BCTHW)
+        features1_BD, logits1_BK = self.f1(maps_BCTHW, seed)
+        features2_BD, logits2_BK = self.f2(reorder(seen_BCTHW, orders_BT), seed)
+        features3_BD, logits3_BK = self.f3(seen_BCTHW, seed)
         features_GBD = ops.stack((features1_BD, features2_BD, features3_BD))
         return features_GBD, ops.stack((logits1_BK, logits2_BK, logits3_BK))
 

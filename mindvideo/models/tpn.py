@@ -14,6 +14,7 @@ from mindvideo.models.layers import Conv, ConvNorm, channel_axis, enter, leave, 
 from mindvideo.models.recognizer import register_backbone
 from mindvideo.models.resnet3d import ONE, pooled
 from mindvideo.models.slowfast import slow_only
+from mindvideo.noise import Dropout
 
 NUM_FEATURES = 2048
 GROUPS = 32
@@ -75,16 +76,18 @@ class TPN(nn.Cell):
 
 
 class AuxiliaryHead(nn.Cell):
-    """TPN's training head: the third stage's map `[B, C, T, H, W]` to logits `[B, K]`."""
+    """TPN's training head: the third stage's map `[B, C, T, H, W]` to logits `[B, K]`; dropout needs a seed (uint32
+    scalar), and is off without."""
 
     def __init__(self, channels: int, num_classes: int, *, dropout: float = 0.5):
         super().__init__()
         self.conv = ConvNorm(channels, 2 * channels, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = Dropout(dropout, stream=6)
         self.fc = nn.Dense(2 * channels, num_classes, weight_init=Normal(0.01), bias_init="zeros")
 
-    def construct(self, features_BCTHW: Tensor) -> Tensor:
-        return self.fc(self.dropout(pooled(leave(self.conv(enter(features_BCTHW)))).squeeze(1)))
+    def construct(self, features_BCTHW: Tensor, seed: Tensor | None = None) -> Tensor:
+        vectors_BC = pooled(leave(self.conv(enter(features_BCTHW)))).squeeze(1)
+        return self.fc(self.dropout(vectors_BC, seed))
 
 
 def _pointwise(in_channels: int, out_channels: int, *, groups: int = 1) -> ConvNorm:

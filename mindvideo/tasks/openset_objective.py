@@ -92,22 +92,24 @@ class Objective(nn.Cell):
         clips_BCTHW: Tensor,
         classes_B: Tensor,
         annealing: Tensor,
+        seed: Tensor,
         orders_BT: Tensor | None = None,
         first_turn: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Loss, and logits `[B, K]`. `annealing` is the weight of calibration and divergence; debiasing also takes the
-        orders of the map's frames and, alternating, whether it is the first branch's turn."""
+        """Loss, and logits `[B, K]`. `annealing` is the weight of calibration and divergence, and dropout and random
+        weights are by the seed; debiasing also takes the orders of the map's frames and, alternating, whether it is the
+        first branch's turn."""
         vectors_BSC, features_BDTHW = self.model.backbone(clips_BCTHW)
-        logits_BK, penalty = self.model.head.outputs(vectors_BSC, classes_B)
+        logits_BK, penalty = self.model.head.outputs(vectors_BSC, classes_B, seed)
         if self.evidence_loss is None:
             loss = classification_loss(logits_BK, classes_B) + penalty
         else:
             loss = self.evidence_loss(logits_BK, classes_B, annealing)
         if self.debias_head is not None:
-            features_GBD, logits_GBK = self.debias_head(features_BDTHW, orders_BT)
+            features_GBD, logits_GBK = self.debias_head(features_BDTHW, orders_BT, seed)
             loss = loss + debias_loss(features_GBD, logits_GBK, classes_B, self.debiasing, first_turn)
         if self.auxiliary_head is not None:
-            auxiliary = classification_loss(self.auxiliary_head(features_BDTHW), classes_B)
+            auxiliary = classification_loss(self.auxiliary_head(features_BDTHW, seed), classes_B)
             loss = loss + AUXILIARY_WEIGHT * auxiliary
         return loss, logits_BK
 
@@ -119,8 +121,8 @@ def check_fit(config: Config, objective: Objective) -> int:
     """
     backbone, length = objective.model.backbone, config.data.length
     map_frames = 0
-    # Operator by operator, as nothing is compiled for a single look.
-    ms.set_context(mode=ms.PYNATIVE_MODE)
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # operator by operator: compiling takes longer than a single look
     try:
         for key, size in (("eval.size", config.eval.size), ("data.size", config.data.size)):
             try:
@@ -131,7 +133,7 @@ def check_fit(config: Config, objective: Objective) -> int:
                 raise InputError(f"model.name: {config.model.name} cannot see {clips}: {reason}") from error
             map_frames = map_BDTHW.shape[2]
     finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
+        ms.set_context(mode=mode)
     if objective.debias_head is not None:
         draw_orders(config.loss.debias, 1, map_frames, np.random.default_rng(0))
     return map_frames
@@ -150,10 +152,12 @@ class TrainingInputs:
     def __call__(self, step: int) -> tuple[np.ndarray, ...]:
         epoch, last = step // self.steps_per_epoch, self.config.train.epochs
         annealing = np.float32(annealing_weight(self.config.loss.annealing, epoch, last))
+        # 3: another stream than the orders', and than the data's.
+        seed = np.random.default_rng((self.config.seed, step, 3)).integers(2**32, dtype=np.uint32)
         if not self.form:
-            return (np.asarray(annealing),)
+            return np.asarray(annealing), np.asarray(seed)
         # DEAR counts iterations from 0 and gives the odd ones to the first branch.
-        return np.asarray(annealing), self._orders(step), np.asarray(np.float32(step % 2))
+        return np.asarray(annealing), np.asarray(seed), self._orders(step), np.asarray(np.float32(step % 2))
 
     def _orders(self, step: int) -> np.ndarray:
         rng = np.random.default_rng((self.config.seed, step, 2))  # 2: another stream than the data's

@@ -21,7 +21,7 @@ from mindvideo.data.loader import ViewReader, load_views
 from mindvideo.data.manifest import Sample
 from mindvideo.engine.log import progress_bar
 from mindvideo.errors import InputError
-from mindvideo.heads import BayesianHead, set_dropout
+from mindvideo.heads import BayesianHead
 from mindvideo.losses.evidential import EVIDENCE
 from mindvideo.metrics.uncertainty import mutual_information, uncertainties
 from mindvideo.models.recognizer import Recognizer
@@ -42,24 +42,25 @@ class Views:
 class Scorer:
     """A classifier in test, as graphs that are compiled once for all validations and tests.
 
-    `draws` passes of the head are random: a Bayesian head draws its weights, another one its dropout (Monte Carlo
-    dropout). All of our networks but C3D have no dropout before the head, so the backbone runs once for all passes, and
-    C3D's own stays off. InputError for a head in which nothing is random.
+    `draws` passes of the head are random, others for each batch: a Bayesian head draws its weights, another one its
+    dropout (Monte Carlo dropout). None of our networks but C3D has dropout before the head, so the backbone runs once
+    for all passes, and C3D's own stays off. InputError for a head in which nothing is random.
     """
 
     def __init__(self, model: Recognizer, draws: int = 0):
-        self.model, self.draws = model, draws
-        self.bayesian = isinstance(model.head, BayesianHead)
-        dropouts = [cell for _, cell in model.head.cells_and_names() if isinstance(cell, nn.Dropout) and cell.p > 0]
-        if draws and not self.bayesian and not dropouts:
+        self.model, self.draws, self.batches = model, draws, 0
+        head = model.head
+        if draws and not isinstance(head, BayesianHead) and head.dropout.p == 0:
             raise InputError(f"eval.draws is {draws}, but without model.dropout nothing is random in this network.")
 
         def look(views_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             vectors_BSC, _ = model.backbone(views_BCTHW)
-            return model.head(vectors_BSC), vectors_BSC.mean(axis=1), vectors_BSC
+            return head(vectors_BSC), vectors_BSC.mean(axis=1), vectors_BSC
 
-        self._look = ms.jit(look)
-        self._draw = ms.jit(model.head.sample if self.bayesian else model.head.construct)
+        def draw(vectors_BSC: Tensor, seed: Tensor) -> Tensor:
+            return head.sample(vectors_BSC, seed)
+
+        self._look, self._draw = ms.jit(look), ms.jit(draw)
 
     def __call__(self, views_BCTHW: np.ndarray) -> list[np.ndarray]:
         """Logits `[B, K]`, features `[B, C]`, and with draws their probabilities `[B, P, K]`."""
@@ -67,10 +68,10 @@ class Scorer:
         logits_BK, features_BC, vectors_BSC = self._look(Tensor(views_BCTHW))
         found = [logits_BK.asnumpy(), features_BC.asnumpy()]
         if self.draws:
-            set_dropout(self.model.head, True)  # whichever it is, the first call compiles the graph with it
-            drawn = [self._draw(vectors_BSC).asnumpy() for _ in range(self.draws)]
-            set_dropout(self.model.head, False)
+            seeds = np.random.default_rng(self.batches).integers(2**32, size=self.draws, dtype=np.uint32)
+            drawn = [self._draw(vectors_BSC, Tensor(seed)).asnumpy() for seed in seeds]
             found.append(softmax(np.stack(drawn, axis=1), axis=2))
+            self.batches += 1
         return found
 
 
