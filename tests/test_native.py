@@ -34,27 +34,25 @@ def first(out):
 def both_modes(cell, *inputs):
     """Output and gradients of sum(output * r), and r; PyNative, graph and a second run agree to the bit."""
     tensors = [Tensor(i.astype(np.float32)) for i in inputs]
-    shape = first(cell(*tensors)).shape
-    r = Tensor(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
-
-    def forward(*args):
-        return first(cell(*args))
+    alone = first(cell(*tensors))
+    r = Tensor(np.random.default_rng(1).standard_normal(alone.shape).astype(np.float32))
 
     def loss(*args):
-        return (first(cell(*args)) * r).sum()
+        output = first(cell(*args))
+        return (output * r).sum(), output
 
-    backward = ms.grad(loss, tuple(range(len(inputs))))
+    value_and_grad = ms.value_and_grad(loss, tuple(range(len(inputs))), has_aux=True)
 
-    def gradients(*args):
-        return backward(*args)
+    def both(*args):
+        return value_and_grad(*args)
 
-    def run(f, g):
-        grads = g(*tensors)
-        grads = grads if isinstance(grads, tuple) else (grads,)
-        return [a.asnumpy() for a in (f(*tensors), *grads)]
+    def run(f):
+        (_, output), grads = f(*tensors)
+        return [a.asnumpy() for a in (output, *(grads if isinstance(grads, tuple) else (grads,)))]
 
-    compiled = ms.jit(forward), ms.jit(gradients)
-    pynative, graph, again = run(forward, gradients), run(*compiled), run(*compiled)
+    compiled = ms.jit(both)
+    pynative, graph, again = run(both), run(compiled), run(compiled)
+    assert np.array_equal(alone.asnumpy(), pynative[0])
     for a, b, c in zip(pynative, graph, again, strict=True):
         assert np.array_equal(a, b)
         assert np.array_equal(b, c)
@@ -219,10 +217,11 @@ def plain_results(plain, r, *inputs):
     r = Tensor(r.astype(np.float32))
 
     def loss(*args):
-        return (plain(*args) * r).sum()
+        output = plain(*args)
+        return (output * r).sum(), output
 
-    grads = ms.grad(loss, tuple(range(len(inputs))))(*tensors)
-    return [a.asnumpy() for a in (plain(*tensors), *(grads if isinstance(grads, tuple) else (grads,)))]
+    (_, output), grads = ms.value_and_grad(loss, tuple(range(len(inputs))), has_aux=True)(*tensors)
+    return [a.asnumpy() for a in (output, *(grads if isinstance(grads, tuple) else (grads,)))]
 
 
 @sweep

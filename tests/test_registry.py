@@ -6,13 +6,13 @@ import pytest
 from mindspore import Tensor, nn
 
 from mindvideo.errors import InputError
-from mindvideo.heads import HEADS
+from mindvideo.heads import HEADS, make_head
 from mindvideo.models import create_model, describe, list_models, options_of, registry
 from mindvideo.models.c3d import C3D_CLIP
 from mindvideo.models.layers import initialize_kaiming
 from mindvideo.models.recognizer import Recognizer
 
-CLASSIFIERS = [name for name in list_models() if "num_classes" in options_of(name)]
+CLASSIFIERS = [name for name in list_models() if "head" in options_of(name)]  # of videos
 
 
 @pytest.fixture
@@ -83,7 +83,20 @@ def test_these_are_the_classifiers():
         *("i3d_r50", "tsm_r50", "slowfast_r50", "tpn_r50", "slowonly_r50", "ircsn_r50", "ircsn_r152", "c3d"),
         *("i3d_r18", "tsm_r18", "slowfast_r18", "tpn_r18", "slowonly_r18"),
     } <= set(CLASSIFIERS)
-    assert not {"arn", "two_stream"} & set(CLASSIFIERS)
+    assert not {"arn", "two_stream", "actionnet"} & set(CLASSIFIERS)
+
+
+class Kept(nn.Cell):
+    """A backbone that keeps what it gives."""
+
+    def __init__(self, backbone: nn.Cell):
+        super().__init__()
+        self.backbone = backbone
+        self.num_features, self.num_map_channels = backbone.num_features, backbone.num_map_channels
+
+    def construct(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        self.given = self.backbone(clips_BCTHW)
+        return self.given
 
 
 @pytest.mark.usefixtures("pynative")
@@ -94,19 +107,27 @@ def test_any_head_goes_on_any_backbone(name):
     widths |= {"width": 4} if name == "c3d" else {}  # its fc6 and fc7 grow with the square
     shape = C3D_CLIP if name == "c3d" else (8, 32, 32)
     clips = Tensor(np.random.default_rng(0).standard_normal((2, 3, *shape)).astype(np.float32))
+    model = create_model(name, num_classes=5, head="linear", **widths)
+    assert isinstance(model, Recognizer)
+    initialize_kaiming(model, 1)
+    model.backbone = backbone = Kept(model.backbone)
+    logits = model(clips).asnumpy()
+    vectors_BSC, map_BDTHW = backbone.given
+    assert vectors_BSC.shape == (2, shape[0] if name.startswith("tsm") else 1, backbone.num_features)
+    assert map_BDTHW.shape[:2] == (2, backbone.num_map_channels)
+    np.testing.assert_array_equal(logits, model.head(vectors_BSC).asnumpy())
     for kind in HEADS:
-        model = create_model(name, num_classes=5, head=kind, **widths)
-        assert isinstance(model, Recognizer)
-        if kind == "linear":
-            initialize_kaiming(model, 1)
-            vectors_BSC, map_BDTHW = model.backbone(clips)
-            assert vectors_BSC.shape == (2, shape[0] if name.startswith("tsm") else 1, model.backbone.num_features)
-            assert map_BDTHW.shape[:2] == (2, model.backbone.num_map_channels)
-            np.testing.assert_array_equal(model(clips).asnumpy(), model.head(vectors_BSC).asnumpy())
-        logits = model.head(vectors_BSC).asnumpy()
+        logits = Recognizer(backbone, kind, 5, 0.5).head(vectors_BSC).asnumpy()
         assert logits.shape == (2, 5), kind
         assert np.isfinite(logits).all(), kind
         assert (logits[0] != logits[1]).all(), kind
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_is_chosen_by_name(kind):
+    model = create_model("slowonly_r18", num_classes=5, head=kind, width=8)
+    assert isinstance(model, Recognizer)
+    assert type(model.head) is type(make_head(kind, 8, 5))
 
 
 def test_an_unknown_head_lists_the_closest_and_all():
