@@ -4,14 +4,14 @@
     video file -> clip -> batch -> backbone -> head -> loss | score -> metric -> report
 
     data/       video.py  sampling.py  crops.py  transforms.py  manifest.py  datasets.py  splits.py  annotations.py
-                episodes.py  selfsupervision.py  loader.py
+                episodes.py  selfsupervision.py  loader.py;  pose.py  pose_sets.py: joint rotations
     models/     one paper, one file; layers.py the shared parts; recognizer.py any head on any backbone; registry.py
                 create_model, list_models
     heads.py    linear (also evidential), Bayesian, reciprocal: pooled features to logits
     losses/  metrics/  report/
     native/     C++ operators for CPUs over oneDNN; models/layers.py alone uses them
     engine/     loop.py  optim.py  checkpoint.py  device.py  run.py  log.py
-    tasks/      fewshot.py  openset.py: join the above
+    tasks/      fewshot.py  openset.py  pose.py: join the above
     convert/    checkpoints of other programs
     schema.py   the keys of every YAML file;  config.py  reads them;  cli.py: `mindvideo train|eval|convert|models`
 

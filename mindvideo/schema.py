@@ -55,7 +55,7 @@ class Field:
         return f"{name} of at least {self.low:g}" if self.low is not None else name
 
 
-TASK = Field("fewshot", "what is trained", choices=("fewshot", "openset"))
+TASK = Field("fewshot", "what is trained", choices=("fewshot", "openset", "pose"))
 
 DATASETS = ("stickfigures", "ucf101", "hmdb51", "kinetics", "mit", "ssv2", "folder", "csv")
 POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_order_pn", "grid")
@@ -63,6 +63,8 @@ AUGMENTATIONS = ("none", "temporal_jigsaw", "spatial_jigsaw", "rotation")
 SAMPLING = ("uniform", "random", "consecutive", "segments")
 SPLITS = ("1", "2", "3", "groups")
 UNKNOWN_SPLITS = ("1", "2", "3", "all")
+POSE_DATASETS = ("stickfigures", "csig", "csv")
+PROTOCOLS = ("logo", "loco", "variant")
 METHODS = (
     "dnn", "bnn", "rpl", "gcpl", "edlloss", "edlloss_avuc", "edlnokl", "edlnokl_avuc", "edlnokl_avuc_debias",
     "edlnokl_avuc_ced", "edlnokl_davuc_debias",
@@ -247,4 +249,48 @@ OPENSET: dict[str, Any] = {
     },
 }  # fmt: skip
 
-SCHEMAS: dict[str, dict[str, Any]] = {"fewshot": FEWSHOT, "openset": OPENSET}
+POSE: dict[str, Any] = {
+    **_RUN,
+    "model": {
+        "name": Field("actionnet", "a model of poses, see `mindvideo models`"),
+        "width": Field(1280, "features of a token", low=8, high=8192),
+        "length": Field(800, "tokens that a clip's frames are pooled to", low=1, high=4096),
+        "dropout": Field(0.5, "of the attention over time", low=0.0, high=0.95),
+        "decoder_width": Field(768, "features of ML-Decoder", low=8, high=8192),
+        "num_groups": Field(100, "of ML-Decoder's classes, at most one a class", low=1, high=10_000),
+        "learned_queries": Field(False, "train ML-Decoder's queries, which are random otherwise"),
+        "positional": Field(False, "add sines of the tokens' places"),
+        "motion": Field(0, "see changes over so many frames beside poses; 0: do not", low=0, high=1000),
+    },
+    "data": {
+        "dataset": Field("stickfigures", "how clips are found", choices=POSE_DATASETS),
+        "root": Field("", "data set folder, or CSV file; empty: the entry of data/data.json"),
+        "protocol": Field("logo", "no performer, take or variant is trained and tested", choices=PROTOCOLS),
+        "folds": Field(0, "folds that performers (takes, variants) are dealt into; 0: each its own", low=0, high=1000),
+        "fold": Field(0, "train and test this one alone, counted from 1; 0: all, one by one", low=0, high=1000),
+        "validation": Field(False, "keep the next fold from training, to choose the checkpoint"),
+        "cropped": Field(0.5, "share of training clips cut to a piece, with noise", low=0.0, high=1.0),
+        "mirrored": Field(0.0, "share of training clips with left and right swapped", low=0.0, high=1.0),
+    },
+    "optim": {
+        "lr": Field(2e-5, "learning rate of Adamax", low=0.0, high=100.0),
+        "schedule": Field("step", "of the learning rate", choices=("constant", "step", "cosine")),
+        "decay_every": Field(30, "epochs between two decays of `step`", low=1),
+        "decay_factor": Field(0.5, "of `step`", low=0.0, high=1.0),
+        "weight_decay": Field(0.0, "L2 penalty", low=0.0, high=1.0),
+        "clip_norm": Field(0.0, "largest global norm of the gradient; 0: no clipping", low=0.0),
+    },
+    "train": {
+        "epochs": Field(100, "passes over the training clips of a fold", low=1),
+        "batch": Field(1, "clips a step", low=1, high=4096),
+        "validate_every": Field(1, "epochs between validations", low=1),
+        "save_every": Field(500, "steps between checkpoints", low=1),
+        "log_every": Field(20, "steps between lines", low=1),
+        **_CONTINUE,
+    },
+    "eval": {
+        "batch": Field(8, "clips at once", low=1, high=1024),
+    },
+}  # fmt: skip
+
+SCHEMAS: dict[str, dict[str, Any]] = {"fewshot": FEWSHOT, "openset": OPENSET, "pose": POSE}

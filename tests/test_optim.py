@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from mindvideo.engine.optim import SCHEDULES, learning_rates, make_adam, make_sgd, make_step, same_scale, tsm_scale
+from mindvideo.engine.optim import (
+    SCHEDULES,
+    learning_rates,
+    make_adam,
+    make_adamax,
+    make_sgd,
+    make_step,
+    same_scale,
+    tsm_scale,
+)
 
 X = np.array([[0.5, -1.0, 2.0], [1.5, 0.3, -0.7], [-0.2, 0.8, 0.1], [1.0, 1.0, 1.0]])
 Y = np.array([[1.0, 0.0], [-1.0, 0.5], [0.2, 0.2], [3.0, -2.0]])
@@ -196,6 +205,42 @@ def numpy_sgd(
             velocities[i] = momentum * velocities[i] + grad
             weights[i] = weights[i] - of_rate * rate * (grad + momentum * velocities[i] if nesterov else velocities[i])
     return losses, weights
+
+
+def numpy_adamax(weight_decay: float, rates: np.ndarray = RATES) -> list[np.ndarray]:
+    """Final weights in float64 under Kingma and Ba's algorithm 2, with PyTorch's 1e-8 within the maximum."""
+    weights = [WEIGHT.copy(), BIAS.copy()]
+    means, norms = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
+    for step, rate in enumerate(rates, start=1):
+        for i, grad in enumerate(slopes(weights)[1]):
+            grad = grad + weight_decay * weights[i]
+            means[i] = 0.9 * means[i] + 0.1 * grad
+            norms[i] = np.maximum(0.999 * norms[i], np.abs(grad) + 1e-8)
+            weights[i] = weights[i] - rate / (1 - 0.9**step) * means[i] / norms[i]
+    return weights
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_three_steps_equal_adamax_in_numpy(weight_decay):
+    _, weights = three_steps_of(lambda model: make_adamax([model], RATES.astype(np.float32), weight_decay=weight_decay))
+    for weight, expected in zip(weights, numpy_adamax(weight_decay), strict=True):
+        assert np.allclose(weight, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("pynative")
+def test_adamax_starts_anew_where_its_rates_go_on():
+    """Two steps, then one with the third rate from the weights and moments of the beginning."""
+    model = nn.Dense(3, 2)
+    optimizer = make_adamax([model], RATES.astype(np.float32))
+    gradients = [Tensor(g, ms.float32) for g in slopes([WEIGHT, BIAS])[1]]
+    for step in range(3):
+        if step == 2:
+            optimizer.restart()
+        for parameter, value in zip((model.weight, model.bias), (WEIGHT, BIAS), strict=True):
+            parameter.set_data(Tensor(value, ms.float32))
+        optimizer(tuple(gradients))
+    for parameter, expected in zip((model.weight, model.bias), numpy_adamax(0.0, RATES[2:]), strict=True):
+        assert np.allclose(parameter.asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def uneven_scale(name: str) -> tuple[float, float]:

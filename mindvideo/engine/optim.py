@@ -110,6 +110,43 @@ def make_sgd(models: Sequence[nn.Cell], rates: np.ndarray, **options: Any) -> SG
     return SGD([parameter for model in models for parameter in model.trainable_params()], rates, **options)
 
 
+class Adamax(nn.Optimizer):
+    """Adamax as PyTorch defines it (Kingma and Ba, ICLR 2015, algorithm 2): m = 0.9 m + 0.1 g, u = max(0.999 u,
+    |g| + 1e-8), and p falls by rate / (1 - 0.9^t) m / u in step t; g holds decay p too.
+
+    Args:
+        rates: the learning rate of each step, through all restarts.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], rates: np.ndarray, *, weight_decay: float):
+        super().__init__(Tensor(rates), list(parameters))
+        self.means = self.parameters.clone(prefix="mean", init="zeros")
+        self.norms = self.parameters.clone(prefix="norm", init="zeros")
+        self.power = Parameter(Tensor(1.0, ms.float32), name="power")  # 0.9^t
+        self.decay = weight_decay
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> None:
+        power = ops.assign(self.power, 0.9 * self.power)
+        rate = self.get_lr() / (1.0 - power)
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        for i in range(len(gradients)):
+            slope = gradients[i] + self.decay * self.parameters[i] if self.decay > 0 else gradients[i]
+            mean = ops.assign(self.means[i], 0.9 * self.means[i] + 0.1 * slope)
+            norm = ops.assign(self.norms[i], ops.maximum(0.999 * self.norms[i], ops.abs(slope) + 1e-8))
+            ops.assign_sub(self.parameters[i], rate * mean / norm)
+
+    def restart(self) -> None:
+        """Forget all gradients, as a new optimizer would have seen none; the rates go on."""
+        ops.assign(self.power, Tensor(1.0, ms.float32))
+        for moments in (*self.means, *self.norms):
+            ops.assign(moments, ops.zeros_like(moments))
+
+
+def make_adamax(models: Sequence[nn.Cell], rates: np.ndarray, *, weight_decay: float = 0.0) -> Adamax:
+    """Adamax of all that the models have to learn."""
+    return Adamax([p for model in models for p in model.trainable_params()], rates, weight_decay=weight_decay)
+
+
 def clip_gradients(gradients: Sequence[Tensor], most: float) -> tuple[Tensor, ...]:
     """Scaled down together so that their global norm is `most` where it is more, as in PyTorch.
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks: one paper, one file. `create_model(name, **options)` builds one; `list_models()` names them all."""
 
-from mindvideo.models import arn as _arn  # noqa: F401  (importing a file registers its models)
+from mindvideo.models import actionnet as _actionnet  # noqa: F401  (importing a file registers its models)
+from mindvideo.models import arn as _arn  # noqa: F401
 from mindvideo.models import c3d as _c3d  # noqa: F401
 from mindvideo.models import csn as _csn  # noqa: F401
 from mindvideo.models import i3d as _i3d  # noqa: F401

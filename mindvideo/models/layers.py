@@ -22,7 +22,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindvideo import native
+from mindvideo.errors import InputError
 from mindvideo.native import operators
+from mindvideo.noise import Dropout
 
 
 @functools.cache
@@ -227,6 +229,39 @@ class MaxPool(nn.Cell):
         return self.operator(x)
 
 
+class Attention(nn.Cell):
+    """Scaled dot-product attention of several heads (Vaswani et al., NeurIPS 2017), with dropout of its weights.
+
+    B samples, Q queries, L memory places, D = `width`, a multiple of the H heads.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, bias: bool, dropout: float, stream: int):
+        super().__init__()
+        if num_heads < 1 or width % num_heads:
+            raise InputError(f"attention of width {width} cannot have {num_heads} heads: they must divide the width.")
+        self.num_heads, self.scale = num_heads, (width // num_heads) ** -0.5
+        self.query, self.key, self.value, self.output = (nn.Dense(width, width, has_bias=bias) for _ in range(4))
+        self.dropout = Dropout(dropout, stream)
+
+    def construct(self, query_BQD: Tensor, memory_BLD: Tensor, seed: Tensor | None = None) -> Tensor:
+        weights_BHQL = self.dropout(self.weights(query_BQD, memory_BLD), seed)
+        context_BHQC = ops.matmul(weights_BHQL, self._heads(self.value(memory_BLD)))
+        return self.output(context_BHQC.swapaxes(1, 2).reshape(query_BQD.shape))
+
+    def weights(self, query_BQD: Tensor, memory_BLD: Tensor) -> Tensor:
+        """What share of each memory place each query takes, by head: `[B, H, Q, L]`, sums over L are 1."""
+        query_BHQC, key_BHLC = self._heads(self.query(query_BQD)), self._heads(self.key(memory_BLD))
+        return ops.softmax(ops.matmul(query_BHQC * self.scale, key_BHLC.swapaxes(2, 3)), axis=-1)
+
+    def _heads(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.reshape((*x_BLD.shape[:2], self.num_heads, -1)).swapaxes(1, 2)
+
+
+def layer_norm(width: int, eps: float = 1e-5) -> nn.LayerNorm:
+    """Layer normalisation of the last axis with PyTorch's epsilon (MindSpore's is 1e-7)."""
+    return nn.LayerNorm((width,), epsilon=eps)
+
+
 def initialize(model: nn.Cell, seed: int) -> None:
     """Draw all weights anew, as the ARN authors' code does, from `seed` alone (`initialize_kaiming` is the other way).
 
@@ -259,3 +294,23 @@ def initialize_kaiming(model: nn.Cell, seed: int) -> None:
             shape = cell.weight.shape
             weight = rng.standard_normal(shape) * math.sqrt(2.0 / (shape[0] * math.prod(shape[2:])))
             cell.weight.set_data(Tensor(weight.astype(np.float32)))
+
+
+def initialize_dense(model: nn.Cell, rng: np.random.Generator) -> None:
+    """Draw the dense layers anew as PyTorch does: weight and bias U(-a, a), a = 1 / sqrt(fan in)."""
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, nn.Dense):
+            bound = 1.0 / math.sqrt(cell.in_channels)
+            for parameter in cell.get_parameters():
+                draw_uniform(parameter, bound, rng)
+
+
+def draw_uniform(parameter: Parameter, bound: float, rng: np.random.Generator) -> None:
+    """Draw a parameter anew, U(-bound, bound)."""
+    put(parameter, rng.uniform(-bound, bound, parameter.shape))
+
+
+def put(parameter: Parameter, value: np.ndarray | float) -> None:
+    """Give a parameter a value (a number: everywhere), which graphs compiled before see too."""
+    # Not set_data: a compiled graph would go on with the old values.
+    ops.assign(parameter, Tensor(np.broadcast_to(np.float32(value), parameter.shape)))
