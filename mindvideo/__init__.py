@@ -7,13 +7,14 @@
                 episodes.py  selfsupervision.py  loader.py;  pose.py  pose_sets.py: joint rotations
     models/     one paper, one file; layers.py the shared parts; recognizer.py any head on any backbone; registry.py
                 create_model, list_models
+    noise.py    random numbers by seed, for dropout and Bayesian weights
     heads.py    linear (also evidential), Bayesian, reciprocal: pooled features to logits
     losses/  metrics/  report/
     native/     C++ operators for CPUs over oneDNN; models/layers.py alone uses them
     engine/     loop.py  optim.py  checkpoint.py  device.py  run.py  log.py
-    tasks/      fewshot.py  openset.py  pose.py: join the above
+    tasks/      fewshot.py  openset.py  pose.py: join the above; openset_experiments.py: open-set numbers from scores
     convert/    checkpoints of other programs
-    schema.py   the keys of every YAML file;  config.py  reads them;  cli.py: `mindvideo train|eval|convert|models`
+    schema.py   the keys of every YAML file;  config.py  reads them;  cli.py: `mindvideo train|eval|...`
 
 Importing this package guards CPU users against a fault of newer MindSpore wheels, see `_guard_cpu_kernels`.
 """

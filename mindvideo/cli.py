@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mindvideo train|eval|convert|models`: parse, call what does the work, and turn errors of the user into one line and
-exit status 2.
+"""`mindvideo train|eval|convert|models`, and `openset` of cli_openset.py: parse, call what does the work, and turn
+mistakes of the user into one line and exit status 2.
 
 MindSpore is imported only by the commands that need it, so that `--help` and mistakes in a config answer at once.
 """

@@ -93,6 +93,19 @@ _CONTINUE: dict[str, Any] = {
     "tensorboard": Field(False, "also write TensorBoard files"),
 }
 
+
+def _optimizer(name: str, lr: float, unit: str, decay_every: int) -> dict[str, Any]:
+    """Of an optimizer that adapts its steps; `unit` is what `decay_every` counts."""
+    return {
+        "lr": Field(lr, f"learning rate of {name}", low=0.0, high=100.0),
+        "schedule": Field("step", "of the learning rate", choices=("constant", "step", "cosine")),
+        "decay_every": Field(decay_every, f"{unit} between two decays of `step`", low=1),
+        "decay_factor": Field(0.5, "of `step`", low=0.0, high=1.0),
+        "weight_decay": Field(0.0, "L2 penalty", low=0.0, high=1.0),
+        "clip_norm": Field(0.0, "largest global norm of the gradient; 0: no clipping", low=0.0),
+    }
+
+
 FEWSHOT: dict[str, Any] = {
     **_RUN,
     "model": {
@@ -150,14 +163,7 @@ FEWSHOT: dict[str, Any] = {
         "alignment": Field(0.0, "weight of aligning attention: gamma", low=0.0, high=100.0),
         "strictness": Field(0.0, "difference that aligned attention should have: lambda", low=0.0, high=1.0),
     },
-    "optim": {
-        "lr": Field(1e-3, "learning rate of Adam", low=0.0, high=100.0),
-        "schedule": Field("step", "of the learning rate", choices=("constant", "step", "cosine")),
-        "decay_every": Field(50_000, "episodes between two decays of `step`", low=1),
-        "decay_factor": Field(0.5, "of `step`", low=0.0, high=1.0),
-        "weight_decay": Field(0.0, "L2 penalty", low=0.0, high=1.0),
-        "clip_norm": Field(0.0, "largest global norm of the gradient; 0: no clipping", low=0.0),
-    },
+    "optim": _optimizer("Adam", 1e-3, "episodes", 50_000),
     "train": {
         "episodes": Field(100_000, "training episodes", low=1),
         "validate_every": Field(1000, "episodes between validations", low=1),
@@ -272,14 +278,7 @@ POSE: dict[str, Any] = {
         "cropped": Field(0.5, "share of training clips cut to a piece, with noise", low=0.0, high=1.0),
         "mirrored": Field(0.0, "share of training clips with left and right swapped", low=0.0, high=1.0),
     },
-    "optim": {
-        "lr": Field(2e-5, "learning rate of Adamax", low=0.0, high=100.0),
-        "schedule": Field("step", "of the learning rate", choices=("constant", "step", "cosine")),
-        "decay_every": Field(30, "epochs between two decays of `step`", low=1),
-        "decay_factor": Field(0.5, "of `step`", low=0.0, high=1.0),
-        "weight_decay": Field(0.0, "L2 penalty", low=0.0, high=1.0),
-        "clip_norm": Field(0.0, "largest global norm of the gradient; 0: no clipping", low=0.0),
-    },
+    "optim": _optimizer("Adamax", 2e-5, "epochs", 30),
     "train": {
         "epochs": Field(100, "passes over the training clips of a fold", low=1),
         "batch": Field(1, "clips a step", low=1, high=4096),

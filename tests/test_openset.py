@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from mindvideo.errors import InputError
 from mindvideo.tasks import openset
 from mindvideo.tasks.openset_data import hold_out
 from mindvideo.tasks.openset_views import Views, average_views
+from tests.tiny import logged, result
 
 CLASSES = ("Archery", "Biking", "Diving")
 TRAIN_GROUPS, TEST_GROUPS = range(8, 12), (1, 2)
@@ -82,15 +82,6 @@ def straight(tree, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("straight")
     assert run("train", tree, output) == 0
     return output / "tiny"
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
-
-
-def logged(folder: Path, name: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {row["step"]: row[name] for row in rows if name in row}
 
 
 def test_a_run_leaves_all_its_files(straight):

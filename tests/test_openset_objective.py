@@ -65,8 +65,7 @@ def objective_of(config: Config, steps_per_epoch: int = 1) -> tuple[Objective, T
     """The objective, with weights that are the same at every call, and what gives its inputs."""
     ms.set_seed(3)
     objective = Objective(make_model(config, CLASSES), config, CLASSES)
-    with one_by_one():  # it leaves another mode
-        map_frames = check_fit(config, objective)
+    map_frames = check_fit(config, objective)
     return objective.set_train(), TrainingInputs(objective, config, steps_per_epoch, map_frames)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from mindvideo.metrics.pose import CONTROLS, nearest_neighbour
 from mindvideo.models.actionnet import ActionNet
 from mindvideo.tasks import pose
 from mindvideo.tasks.pose_data import load_batches, prepare_data
+from tests.tiny import logged, result
 
 CLASSES, PERFORMERS, TAKES = ("clap", "nod", "wave"), ("anna", "bert", "cara"), 4
 # Each fold trains on 12 clips, 3 steps an epoch.
@@ -73,15 +73,6 @@ def straight(made, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("straight")
     assert run("train", made, output) == 0
     return output / "tiny"
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
-
-
-def logged(folder: Path, name: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {row["step"]: row[name] for row in rows if name in row}
 
 
 def test_a_run_leaves_all_its_files(straight):

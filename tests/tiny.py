@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest few-shot experiment that goes the whole way: made videos, config, run, report."""
+"""The smallest few-shot experiment that goes the whole way: made videos, config, run, report; and what runs leave."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,14 @@ def train(root: Path, output: Path, *more: str) -> int:
 def evaluate(root: Path, output: Path, checkpoint: Path, *more: str) -> int:
     """`mindvideo eval` in this process; its exit status."""
     return main(["eval", *settings(root, output, *more), "--checkpoint", str(checkpoint)])
+
+
+def result(folder: Path) -> dict:
+    """What a run's result.json holds."""
+    return json.loads((folder / "result.json").read_text())
+
+
+def logged(folder: Path, name: str) -> dict[int, float]:
+    """A number of a run's log by step."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {row["step"]: row[name] for row in rows if name in row}

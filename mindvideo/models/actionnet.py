@@ -21,7 +21,7 @@ NUM_CHANNELS = NUM_JOINTS * NUM_VALUES
 
 
 class ActionNet(nn.Cell):
-    """Poses `[B, T, 24, 6]` (rotation-6D) to logits `[B, K]`.
+    """ActionNet: attention over poses `[B, T, 24, 6]` (rotation-6D), under ML-Decoder, to logits `[B, K]`.
 
         x = pool(embed poses)    x = x + dropout(attention(x, x))    logits = ML-Decoder(x)
 
@@ -40,7 +40,7 @@ class ActionNet(nn.Cell):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: int = 10,
         *,
         width: int = 1280,
         length: int = 800,
@@ -119,21 +119,4 @@ def sinusoids(length: int, width: int) -> np.ndarray:
     return np.where(np.arange(width) % 2, np.cos(angles_LD), np.sin(angles_LD)).astype(np.float32)
 
 
-@register
-def actionnet(
-    *,
-    num_classes: int = 10,
-    width: int = 1280,
-    length: int = 800,
-    dropout: float = 0.5,
-    decoder_width: int = 768,
-    num_groups: int = MOST_GROUPS,
-    learned_queries: bool = False,
-    positional: bool = False,
-    motion: int = 0,
-) -> ActionNet:
-    """ActionNet: attention over poses, under ML-Decoder."""
-    return ActionNet(
-        num_classes, width=width, length=length, dropout=dropout, decoder_width=decoder_width, num_groups=num_groups,
-        learned_queries=learned_queries, positional=positional, motion=motion,
-    )  # fmt: skip
+register(ActionNet, "actionnet")

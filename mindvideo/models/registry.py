@@ -16,11 +16,12 @@ Factory = TypeVar("Factory", bound=Callable[..., nn.Cell])
 _FACTORIES: dict[str, Callable[..., nn.Cell]] = {}
 
 
-def register(factory: Factory) -> Factory:
-    """Make a factory of keyword arguments known under its function name."""
-    if factory.__name__ in _FACTORIES:
-        raise ValueError(f"two models are called {factory.__name__!r}")
-    _FACTORIES[factory.__name__] = factory
+def register(factory: Factory, name: str = "") -> Factory:
+    """Make a factory of keyword arguments, a function or a class, known under its name or another one."""
+    name = name or factory.__name__
+    if name in _FACTORIES:
+        raise ValueError(f"two models are called {name!r}")
+    _FACTORIES[name] = factory
     return factory
 
 

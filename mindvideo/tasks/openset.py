@@ -28,7 +28,7 @@ from mindvideo.metrics import accuracy as metrics
 from mindvideo.metrics.uncertainty import vacuity
 from mindvideo.models.layers import describe_operators
 from mindvideo.tasks.openset_data import PARTS, RecognitionData, check_videos, find_videos
-from mindvideo.tasks.openset_objective import Objective, TrainingInputs, check_fit, evidence_of, make_model
+from mindvideo.tasks.openset_objective import Objective, TrainingInputs, check_fit, evidence_of, look_once, make_model
 from mindvideo.tasks.openset_report import write_report
 from mindvideo.tasks.openset_scores import Scores, load_scores
 from mindvideo.tasks.openset_sections import open_set_sections
@@ -54,7 +54,7 @@ def train(config: Config) -> Path:
     unfinished = unfinished_run(config)
     found = find_videos(config)
     model = make_model(config, len(found.classes))
-    scorer = Scorer(model, config.eval.draws)
+    scorer = Scorer(model)
     objective = Objective(model, config, len(found.classes))
     map_frames = check_fit(config, objective)
     data = check_videos(config, found)
@@ -109,7 +109,8 @@ def _load(config: Config, checkpoint: Path) -> tuple[Scorer, RecognitionData, Tr
     found = find_videos(config)
     model = make_model(config, len(found.classes))
     state = load_checkpoint(checkpoint, model, config.model.name)
-    scorer = Scorer(model, config.eval.draws)
+    look_once(config, model)
+    scorer = Scorer(model)
     # Of training videos only what thresholds are taken from, where there are videos to reject.
     parts = PARTS if config.unknown.dataset != "none" else ("test",)
     return scorer, check_videos(config, found, parts), state
@@ -204,7 +205,11 @@ def write_scores(config: Config, scorer: Scorer, data: RecognitionData, folder: 
                 scores[part] = old
                 continue
             say(f"{path}: made anew, as weights, videos or settings are others")
-        scores[part] = score_videos(scorer, samples, data.classes, data.view_reader, config, f"{name} videos")
+        shown = sorted({sample.label for sample in samples}) if part == "unknown" else data.classes
+        scores[part] = score_videos(
+            scorer, samples, data.view_reader, config,
+            classes=data.classes, label_names=shown, what=f"{name} videos",
+        )  # fmt: skip
         scores[part].save(path)
     return scores
 

@@ -47,6 +47,8 @@ def make_model(config: Config, num_classes: int) -> Recognizer:
         raise InputError(f"eval.draws is {config.eval.draws}; loss.name {config.loss.name} is tested by one pass, 0.")
     if config.loss.name == "bnn":  # the layer is its own regulariser, and DEAR's has no dropout
         options["dropout"] = 0.0
+    elif config.eval.draws and not options["dropout"]:
+        raise InputError(f"eval.draws is {config.eval.draws}, but model.dropout is 0: nothing is random here.")
     model = create_model(config.model.name, num_classes=num_classes, head=head_of(config.loss.name), **options)
     assert isinstance(model, Recognizer)
     initialize_kaiming(model, config.seed)
@@ -115,18 +117,26 @@ class Objective(nn.Cell):
 
 
 def check_fit(config: Config, objective: Objective) -> int:
-    """Look at one black clip of the training's and one of the test's size; the frames of the feature map in training.
+    """The frames of the feature map in training; InputError where the network cannot see the config's clips, or its map
+    has too few frames for the debiasing head."""
+    map_frames = look_once(config, objective.model)
+    if objective.debias_head is not None:
+        draw_orders(config.loss.debias, 1, map_frames, np.random.default_rng(0))
+    return map_frames
 
-    InputError where the network cannot see such clips, or its map has too few frames for the debiasing head.
+
+def look_once(config: Config, model: Recognizer) -> int:
+    """Look at one black clip of the test's and one of the training's size; the frames of the latter's feature map.
+
+    InputError where the network cannot see such clips.
     """
-    backbone, length = objective.model.backbone, config.data.length
-    map_frames = 0
+    length, map_frames = config.data.length, 0
     mode = ms.get_context("mode")
     ms.set_context(mode=ms.PYNATIVE_MODE)  # operator by operator: compiling takes longer than a single look
     try:
         for key, size in (("eval.size", config.eval.size), ("data.size", config.data.size)):
             try:
-                _, map_BDTHW = backbone(Tensor(np.zeros((1, 3, length, size, size), np.float32)))
+                _, map_BDTHW = model.backbone(Tensor(np.zeros((1, 3, length, size, size), np.float32)))
             except (ValueError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 clips = f"clips of data.length {length} and {key} {size}"
@@ -134,8 +144,6 @@ def check_fit(config: Config, objective: Objective) -> int:
             map_frames = map_BDTHW.shape[2]
     finally:
         ms.set_context(mode=mode)
-    if objective.debias_head is not None:
-        draw_orders(config.loss.debias, 1, map_frames, np.random.default_rng(0))
     return map_frames
 
 

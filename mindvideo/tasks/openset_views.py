@@ -20,8 +20,6 @@ from mindvideo.config import Config
 from mindvideo.data.loader import ViewReader, load_views
 from mindvideo.data.manifest import Sample
 from mindvideo.engine.log import progress_bar
-from mindvideo.errors import InputError
-from mindvideo.heads import BayesianHead
 from mindvideo.losses.evidential import EVIDENCE
 from mindvideo.metrics.uncertainty import mutual_information, uncertainties
 from mindvideo.models.recognizer import Recognizer
@@ -40,18 +38,10 @@ class Views:
 
 
 class Scorer:
-    """A classifier in test, as graphs that are compiled once for all validations and tests.
+    """A classifier in test, as graphs that are compiled once for all validations and tests."""
 
-    `draws` passes of the head are random, others for each batch: a Bayesian head draws its weights, another one its
-    dropout (Monte Carlo dropout). None of our networks but C3D has dropout before the head, so the backbone runs once
-    for all passes, and C3D's own stays off. InputError for a head in which nothing is random.
-    """
-
-    def __init__(self, model: Recognizer, draws: int = 0):
-        self.model, self.draws, self.batches = model, draws, 0
-        head = model.head
-        if draws and not isinstance(head, BayesianHead) and head.dropout.p == 0:
-            raise InputError(f"eval.draws is {draws}, but without model.dropout nothing is random in this network.")
+    def __init__(self, model: Recognizer):
+        self.model, head = model, model.head
 
         def look(views_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             vectors_BSC, _ = model.backbone(views_BCTHW)
@@ -62,34 +52,45 @@ class Scorer:
 
         self._look, self._draw = ms.jit(look), ms.jit(draw)
 
-    def __call__(self, views_BCTHW: np.ndarray) -> list[np.ndarray]:
-        """Logits `[B, K]`, features `[B, C]`, and with draws their probabilities `[B, P, K]`."""
+    def __call__(self, views_BCTHW: np.ndarray, draws: int = 0, number: int = 0) -> list[np.ndarray]:
+        """Logits `[B, K]`, features `[B, C]`, and, if there are any `draws`, their probabilities `[B, P, K]`.
+
+        These passes of the head are random by the batch's `number`: a Bayesian head draws its weights, another one its
+        dropout (Monte Carlo dropout). None of our networks but C3D has dropout before the head, so the backbone runs
+        once for all passes, and C3D's own stays off.
+        """
         self.model.set_train(False)
         logits_BK, features_BC, vectors_BSC = self._look(Tensor(views_BCTHW))
         found = [logits_BK.asnumpy(), features_BC.asnumpy()]
-        if self.draws:
-            seeds = np.random.default_rng(self.batches).integers(2**32, size=self.draws, dtype=np.uint32)
+        if draws:
+            seeds = np.random.default_rng(number).integers(2**32, size=draws, dtype=np.uint32)
             drawn = [self._draw(vectors_BSC, Tensor(seed)).asnumpy() for seed in seeds]
             found.append(softmax(np.stack(drawn, axis=1), axis=2))
-            self.batches += 1
         return found
 
 
 def score_views(
-    scorer: Scorer, samples: Sequence[Sample], reader: ViewReader, *, batch: int, workers: int, what: str = "videos"
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    reader: ViewReader,
+    *,
+    batch: int,
+    workers: int,
+    draws: int = 0,
+    what: str = "videos",
 ) -> Views:
     """Look at every view, `batch` at a time, whichever videos they are of; `what` names the videos to who waits."""
     batches: list[list[np.ndarray]] = []
-    for views_BCTHW in _in_batches(samples, reader, batch, workers, what):
+    for number, views_BCTHW in enumerate(_in_batches(samples, reader, batch, workers, what)):
         # Always a full batch, so that one compiled graph serves: the last is filled up with its first view.
         missing = batch - len(views_BCTHW)
         filled = np.concatenate([views_BCTHW, views_BCTHW[:1].repeat(missing, axis=0)])
-        batches.append([array[: len(views_BCTHW)] for array in scorer(filled)])
-    logits, features, *draws = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-    logits_NVK, features_NVC, *draws_NVPK = (
-        a.reshape(len(samples), -1, *a.shape[1:]) for a in (logits, features, *draws)
+        batches.append([array[: len(views_BCTHW)] for array in scorer(filled, draws, number)])
+    logits, features, *drawn = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    logits_NVK, features_NVC, *drawn_NVPK = (
+        a.reshape(len(samples), -1, *a.shape[1:]) for a in (logits, features, *drawn)
     )
-    return Views(logits_NVK, features_NVC.mean(axis=1), draws_NVPK[0] if draws_NVPK else None)
+    return Views(logits_NVK, features_NVC.mean(axis=1), drawn_NVPK[0] if drawn_NVPK else None)
 
 
 def _in_batches(
@@ -151,21 +152,27 @@ def how_seen(config: Config) -> dict[str, Any]:
     video = {key: config.data[key] for key in ("length", "stride", "short_side", "decoder")}
     views = {key: config.eval[key] for key in ("clips", "sampling", "crops", "size", "average", "draws")}
     run = {"name": config.name, "method": config.loss.name, "model": config.model.name}
-    return run | {"evidence": evidence_of(config)} | video | views
+    return run | {"evidence": evidence_of(config), "dropout": config.model.dropout} | video | views
 
 
 def score_videos(
-    scorer: Scorer, samples: Sequence[Sample], classes: Sequence[str], reader: ViewReader, config: Config, what: str
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    reader: ViewReader,
+    config: Config,
+    *,
+    classes: Sequence[str],
+    label_names: Sequence[str],
+    what: str,
 ) -> Scores:
-    """Look at the samples and gather what the experiments need. Labels of known videos are places in `classes`, those
-    of others in the sorted names of what they show."""
-    views = score_views(scorer, samples, reader, batch=config.eval.batch, workers=config.data.workers, what=what)
+    """Look at the samples and gather what the experiments need; `classes` are the known ones, and `label_names` what
+    the samples may show."""
     settings = how_seen(config)
-    logits, probabilities, found = average_views(views, average=config.eval.average, evidence=settings["evidence"])
-    shown = {sample.label for sample in samples}
-    label_names = list(classes) if shown <= set(classes) else sorted(shown)
+    shape, workers = config.eval, config.data.workers
+    views = score_views(scorer, samples, reader, batch=shape.batch, workers=workers, draws=shape.draws, what=what)
+    logits, probabilities, found = average_views(views, average=shape.average, evidence=settings["evidence"])
     return Scores(
-        classes=list(classes), label_names=label_names,
+        classes=list(classes), label_names=list(label_names),
         labels=np.array([label_names.index(sample.label) for sample in samples]),
         videos=[str(sample.path) for sample in samples], groups=[sample.group for sample in samples],
         logits=logits, probabilities=probabilities, features=views.features, uncertainties=found,
@@ -183,9 +190,12 @@ def hash_of_weights(model: nn.Cell) -> str:
 
 
 def hash_of_videos(samples: Sequence[Sample]) -> str:
-    """SHA-256 of every video's path, class, source, size and time of its last change, in order."""
+    """SHA-256 of every video's path, class and source, and of its file's, or all its frames', size and time of the last
+    change, in order."""
     digest = hashlib.sha256()
     for sample in samples:
-        state = sample.path.stat()
-        digest.update(f"{sample.path}\0{sample.label}\0{sample.group}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        digest.update(f"{sample.path}\0{sample.label}\0{sample.group}\0".encode())
+        for file in sorted(sample.path.iterdir()) if sample.path.is_dir() else [sample.path]:
+            state = file.stat()
+            digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()

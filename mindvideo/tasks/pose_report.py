@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mindvideo.config import Config, to_yaml
+from mindvideo.data.pose_sets import PROTOCOLS
 from mindvideo.engine.checkpoint import TrainingState
 from mindvideo.engine.log import read_log, say
 from mindvideo.engine.run import write_result
@@ -207,7 +208,7 @@ def _curves(folder: Path, written: dict[str, Any], steps: Sequence[int]) -> list
 
 
 def _method(config: Config, data: PoseData, written: dict[str, Any]) -> str:
-    apart = {"logo": "performer", "loco": "take", "variant": "variant"}[config.data.protocol]
+    apart, _ = PROTOCOLS[config.data.protocol]
     chosen = "the best on the next fold's clips, which were kept from training"
     if not config.data.validation:
         chosen = "the last; no clip was used to choose it"
