@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from mindspore import Tensor, ops
+from scipy import special
 
 from mindvideo import native
 from mindvideo.native import build
@@ -319,6 +320,29 @@ def plain_pooling(x, r, kind, kernel, stride, padding):
     return plain_results(plain, r, x)
 
 
+@sweep
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(4, 70), st.sampled_from([1e-6, 1e-5, 1e-3]))
+def test_layer_norm(extents, c, epsilon):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((*extents, c)).astype(np.float32).astype(np.float64) * 2 + 1
+    scale, shift = rng.standard_normal((2, c)).astype(np.float32).astype(np.float64)
+    got, r = both_modes(nat.LayerNorm(epsilon), x, scale, shift)
+    mean, deviation = x.mean(-1, keepdims=True), np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    normal, rows = (x - mean) / deviation, tuple(range(len(extents)))
+    pulled = r * scale
+    dx = pulled - pulled.mean(-1, keepdims=True) - normal * (pulled * normal).mean(-1, keepdims=True)
+    assert_close(got, [normal * scale + shift, dx / deviation, (r * normal).sum(rows), r.sum(rows)])
+
+
+@sweep
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=4))
+def test_gelu(extents):
+    x = np.random.default_rng(0).standard_normal(extents).astype(np.float32).astype(np.float64) * 3
+    got, r = both_modes(nat.GELU(), x)
+    share, density = special.ndtr(x), np.exp(-np.square(x) / 2) / np.sqrt(2 * np.pi)
+    assert_close(got, [x * share, r * (share + x * density)])
+
+
 # --- the rest of the contract -----------------------------------------------------------------------------
 
 
@@ -382,6 +406,7 @@ def test_input_that_is_data_gets_no_gradient():
             ValueError,
             r"\[2, 7, 6, 3\]",
         ),
+        (lambda: (nat.LayerNorm(1e-5), normal(2, 7, 3), normal(3), normal(4)), ValueError, r"\[2, 7, 3\]"),
         (
             lambda: (nat.MaxPool((2, 2), (2, 2), (0, 0)), normal(2, 1, 1, 3)),
             ValueError,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -363,6 +364,46 @@ class AvgPool(nn.Cell):
         self.attributes = _tensor(attributes)
         self.forward = _operator("avg_pool", attributes, _pooled(kernel, stride, padding))
         self.gradient = _operator("avg_pool_grad", attributes, lambda x, dy: x)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.forward(self.attributes, x)
+
+    def bprop(self, x, y, dy):
+        return (self.gradient(self.attributes, x, dy),)
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation of the last axis of x [..., C]; returns the output and what the gradient needs of it."""
+
+    def __init__(self, epsilon: float):
+        super().__init__()
+        parameters = [int(np.float64(epsilon).view(np.int64))]
+
+        def outputs(x: Shape, scale: Shape, shift: Shape) -> tuple[Shape, Shape, Shape]:
+            if len(x) < 2 or any(list(v) != [x[-1]] for v in (scale, shift)):
+                raise ValueError(f"input {list(x)} does not fit a layer norm with {[list(scale), list(shift)]}")
+            rows = [math.prod(x[:-1])]
+            return x, rows, rows
+
+        self.attributes = _tensor(parameters)
+        self.forward = _operator("layer_norm", parameters, outputs, "fff")
+        self.gradient = _operator("layer_norm_grad", parameters, lambda x, scale, *_: (x, scale, scale), "fff")
+
+    def construct(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.forward(self.attributes, x, scale, shift)
+
+    def bprop(self, x, scale, shift, out, dout):
+        return self.gradient(self.attributes, x, scale, shift, out[1], out[2], dout[0])
+
+
+class GELU(nn.Cell):
+    """x Phi(x), Phi being the normal distribution's (by its error function, not the tanh that is near it)."""
+
+    def __init__(self):
+        super().__init__()
+        self.attributes = _tensor([0])
+        self.forward = _operator("gelu", [0], lambda x: x)
+        self.gradient = _operator("gelu_grad", [0], lambda x, dy: x)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.forward(self.attributes, x)
