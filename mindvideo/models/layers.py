@@ -61,6 +61,21 @@ def time_axis() -> int:
     return 1 if is_native() else 2
 
 
+def space_axes() -> tuple[int, int]:
+    """Where the layout of the parts below has the height and width of an image."""
+    return (1, 2) if is_native() else (2, 3)
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """An image's map in the layout of the parts below to `[B, H, W, C]`, for layers that work on the last axis."""
+    return x if is_native() else x.transpose((0, 2, 3, 1))
+
+
+def from_channels_last(x_BHWC: Tensor) -> Tensor:
+    """The way back."""
+    return x_BHWC if is_native() else x_BHWC.transpose((0, 3, 1, 2))
+
+
 class Conv(nn.Cell):
     """Convolution over as many axes as `kernel` has, with symmetric zero padding."""
 
@@ -257,9 +272,40 @@ class Attention(nn.Cell):
         return x_BLD.reshape((*x_BLD.shape[:2], self.num_heads, -1)).swapaxes(1, 2)
 
 
-def layer_norm(width: int, eps: float = 1e-5) -> nn.LayerNorm:
-    """Layer normalisation of the last axis with PyTorch's epsilon (MindSpore's is 1e-7)."""
-    return nn.LayerNorm((width,), epsilon=eps)
+class Normalize(nn.Cell):
+    """Images `[B, 3, H, W]` in [0, 1] with ImageNet's mean taken off, over its deviation."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = Tensor(np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1))
+        self.std = Tensor(np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1))
+
+    def construct(self, images_BCHW: Tensor) -> Tensor:
+        return (images_BCHW - self.mean) / self.std
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation of the last axis, with PyTorch's epsilon (MindSpore's is 1e-7)."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.gamma = Parameter(Tensor(np.ones(width, np.float32)))
+        self.beta = Parameter(Tensor(np.zeros(width, np.float32)))
+        self.operator = operators.LayerNorm(eps) if is_native() else ops.LayerNorm(-1, -1, eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.operator(x, self.gamma, self.beta)[0]
+
+
+class GELU(nn.Cell):
+    """x Phi(x), by the error function as in PyTorch (MindSpore's default is near it, by tanh)."""
+
+    def __init__(self):
+        super().__init__()
+        self.operator = operators.GELU() if is_native() else nn.GELU(approximate=False)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.operator(x)
 
 
 def initialize(model: nn.Cell, seed: int) -> None:

@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from mindvideo.errors import InputError
-from mindvideo.models.layers import Attention, draw_uniform, initialize_dense, layer_norm, put
+from mindvideo.models.layers import Attention, LayerNorm, draw_uniform, initialize_dense, put
 from mindvideo.noise import Dropout
 
 MOST_GROUPS = 100  # the authors' default
@@ -59,7 +59,7 @@ class MLDecoder(nn.Cell):
         self.queries = Parameter(initializer(Normal(1.0), (num_groups, width)), requires_grad=learned_queries)
         self.attention = Attention(width, num_heads, bias=True, dropout=dropout, stream=0)
         self.fc1, self.fc2 = nn.Dense(width, hidden), nn.Dense(hidden, width)
-        self.norm1, self.norm2, self.norm3 = layer_norm(width), layer_norm(width), layer_norm(width)
+        self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
         self.drop1, self.drop2, self.drop3, self.drop4 = (Dropout(dropout, stream) for stream in range(1, 5))
         per_group = math.ceil(num_classes / num_groups)
         std = math.sqrt(2.0 / (per_group * (width + num_groups)))  # Xavier's, as PyTorch counts these three axes
