@@ -27,12 +27,21 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """The locked, typed configuration of a YAML file with `key.sub=value` overrides applied."""
-    layers = [*_layers(Path(path)), *map(_parse_override, overrides)]
+    return _build([*_layers(Path(path)), *map(_parse_override, overrides)], Path(path).stem)
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> Config:
+    """The same of values by key, such as those that a checkpoint holds; `source` says where they come from."""
+    return _build([(source, dict(values))], "run")
+
+
+def _build(layers: Sequence[tuple[str, dict[str, Any]]], name: str) -> Config:
+    """The layers over the defaults of their task, a later one winning; `name` unless they give one."""
     schema = _schema(layers)
     config = ConfigDict(_defaults(schema), type_safe=True)
     for source, values in layers:
         _merge(config, schema, values, source, "")
-    name = str(config.name) or Path(path).stem
+    name = str(config.name) or name
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"name: {name!r} is not a plain folder name.")
     config.name = name

@@ -62,6 +62,7 @@ def train(config: Config) -> Path:
     num_steps = config.train.epochs * steps_per_epoch
     optimizer = _make_optimizer(config, objective, steps_per_epoch)
     state = starting_state(config, model, optimizer, unfinished)
+    state.classes = found.classes
     if config.train.backbone and not unfinished:
         load_part(Path(config.train.backbone), model, config.model.name, "backbone.")
     inputs = TrainingInputs(objective, config, steps_per_epoch, map_frames)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def check_videos(config: Config, found: Found, parts: Sequence[str] = PARTS) -> 
     counts, excluded = decode_check(config, [sample for samples in chosen.values() for sample in samples])
     whole = {part: [s for s in samples if s.path in counts] for part, samples in chosen.items()}
     _check(config, found.classes, whole)
-    train, views = _train_reader(config, counts), _view_reader(config, counts)
+    train, views = _train_reader(config, counts), view_reader(config, counts)
     return RecognitionData(found.classes, whole, train, views, found.notes, excluded)
 
 
@@ -218,7 +218,8 @@ def _train_reader(config: Config, counts: dict[Path, int]) -> ClipReader:
     )
 
 
-def _view_reader(config: Config, counts: dict[Path, int]) -> ViewReader:
+def view_reader(config: Config, counts: Mapping[Path, int]) -> ViewReader:
+    """How tests look at videos, whose true lengths are `counts`."""
     data, shape = config.data, config.eval
     transform = ViewTransform(shape.size, max(shape.size, data.short_side), shape.crops)
     return ViewReader(
