@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mindvideo train|eval|convert|models`, and `openset` of cli_openset.py: parse, call what does the work, and turn
-mistakes of the user into one line and exit status 2.
+"""`mindvideo train|eval|attack|predict|serve|export|convert|models`, and `openset` of cli_openset.py: parse, call what
+does the work, and turn mistakes of the user into one line and exit status 2.
 
 MindSpore is imported only by the commands that need it, so that `--help` and mistakes in a config answer at once.
 """
@@ -12,16 +12,22 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from mindvideo import __version__
 from mindvideo.cli_openset import add_openset
 from mindvideo.config import REPOSITORY, Config, load_config
 from mindvideo.convert.families import FAMILIES
 from mindvideo.errors import InputError
-from mindvideo.schema import TASK
+from mindvideo.schema import SCHEMAS, TASK
 
+if TYPE_CHECKING:
+    from mindvideo.predict import Predictor
+
+DEVICES = SCHEMAS["pose"]["device"].choices
 SAMPLE_CONFIG = REPOSITORY / "configs" / "arn" / "arn_sample.yaml"
 
 
@@ -75,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task", choices=TASK.choices, help="the same as task=...")
     evaluate.set_defaults(command=_evaluate)
 
+    _add_attack(commands)
+    _add_predict(commands)
+    _add_serve(commands)
+    _add_export(commands)
+
     convert = commands.add_parser(
         "convert", help="turn another program's checkpoint into ours",
         description="Turn a checkpoint of the older MindSpore repository, or of the paper's authors, into ours.",
@@ -90,6 +101,92 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list all models", description="List all models.")
     models.set_defaults(command=_models)
     return parser
+
+
+def _add_attack(commands: Any) -> None:
+    attack = commands.add_parser(
+        "attack", help="say what the defences of image classifiers are worth",
+        description="Attack image classifiers, each behind the defence that it was trained with, and write the "
+        "published table beside the one that counts. Exit status 1 where a check shows gradient masking.",
+        epilog="example: mindvideo attack --checkpoint output/robust_sample_vanilla/last.ckpt "
+        "--checkpoint output/robust_sample_gcm/last.ckpt attack.queries=5000",
+    )  # fmt: skip
+    _add_config(attack)
+    attack.add_argument("--config", type=Path, metavar="FILE", help="the same as CONFIG")
+    attack.add_argument(
+        "--checkpoint", required=True, action="append", type=Path, metavar="FILE", help="a row of the table; repeat it"
+    )
+    attack.set_defaults(command=_attack)
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict", help="classify files",
+        description="Classify files of poses (.npy), or videos, and say how unsure that is.",
+        epilog="example: mindvideo predict --checkpoint output/actionnet_sample/best.ckpt one.npy two.npy",
+    )  # fmt: skip
+    _add_network(predict)
+    predict.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help=".npy files of poses, or videos")
+    predict.set_defaults(command=_predict)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve", help="answer requests over HTTP",
+        description="Answer requests over HTTP, and show a page to try it on: see docs/serving.md.",
+        epilog="example: mindvideo serve --model actionnet --ckpt output/actionnet_sample/best.ckpt --port 8080",
+    )  # fmt: skip
+    _add_network(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    serve.add_argument("--port", default=8080, type=_port, help="0 takes any that is free (default: %(default)s)")
+    serve.add_argument(
+        "--max-batch", default=16, type=int, choices=(1, 4, 16), help="clips seen at once (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--queue", default=64, type=_positive, metavar="N",
+        help="requests at work at once, the next ones are turned away (default: %(default)s)",
+    )  # fmt: skip
+    serve.add_argument(
+        "--max-seconds", default=30, type=_positive, metavar="N",
+        help="for a request to come, and to be answered (default: %(default)s)",
+    )  # fmt: skip
+    serve.set_defaults(command=_serve)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export", help="make a package that another platform runs",
+        description="Make a model package of Huawei Cloud's ModelArts: see docs/serving.md.",
+        epilog="example: mindvideo export --format modelarts --ckpt output/actionnet_sample/best.ckpt package",
+    )  # fmt: skip
+    export.add_argument("--format", required=True, choices=("modelarts",), help="what runs it")
+    _add_network(export)
+    export.add_argument("destination", metavar="DST", type=Path, help="new folder")
+    export.set_defaults(command=_export)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", "--ckpt", required=True, type=Path, metavar="FILE", help=".ckpt or .safetensors of a run"
+    )
+    parser.add_argument("--model", default="", metavar="NAME", help="refuse a checkpoint of another model")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, wins over what the checkpoint says")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line, likewise")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="where to run (default: %(default)s)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"{number} is none of 0 to 65535")
+    return number
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -126,9 +223,56 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _attack(parsed: argparse.Namespace) -> int:
+    beside = parsed.checkpoint[0].with_name("config.yaml")
+    config = _config(parsed, default=parsed.config or beside)
+    if config.task != "robust":
+        raise InputError(f"mindvideo attack is for task robust; this config is of task {config.task}.")
+    failed = import_module("mindvideo.tasks.robust_attack").attack(config, parsed.checkpoint)[1]
+    for row, finding in failed:
+        print(f"mindvideo: check failed, {row}: {finding.name}. {finding.sentence}", file=sys.stderr)
+    return 1 if failed else 0
+
+
 def _task(config: Config) -> ModuleType:
     """The module of the config's task."""
     return import_module(f"mindvideo.tasks.{config.task}")
+
+
+def _predictor(parsed: argparse.Namespace) -> Predictor:
+    from mindvideo.predict import load_predictor
+
+    return load_predictor(parsed.checkpoint, parsed.model, parsed.config, parsed.device, parsed.labels)
+
+
+def _predict(parsed: argparse.Namespace) -> int:
+    predictor = _predictor(parsed)
+    for path in parsed.inputs:
+        (found,) = predictor.predict([path])
+        unsure = f"{found.uncertainty_name} {found.uncertainty:.3f}"
+        print(f"{path}: {found.label} {found.probabilities.max():.3f}, uncertainty ({unsure})")
+    return 0
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        if find_spec(name) is None:
+            raise InputError(f"mindvideo serve needs {name}, which is not installed; `pip install mindvideo[serve]`.")
+    from mindvideo.serve.server import bind, serve
+
+    with bind(parsed.host, parsed.port) as listener:
+        serve(
+            _predictor(parsed), listener, max_batch=parsed.max_batch, queue=parsed.queue, max_seconds=parsed.max_seconds
+        )
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from mindvideo.export import export_modelarts
+
+    export_modelarts(_predictor(parsed), parsed.destination)
+    print(f"written: {parsed.destination / 'model'}")
+    return 0
 
 
 def _convert(parsed: argparse.Namespace) -> int:

@@ -55,7 +55,7 @@ class Field:
         return f"{name} of at least {self.low:g}" if self.low is not None else name
 
 
-TASK = Field("fewshot", "what is trained", choices=("fewshot", "openset", "pose"))
+TASK = Field("fewshot", "what is trained", choices=("fewshot", "openset", "pose", "robust"))
 
 DATASETS = ("stickfigures", "ucf101", "hmdb51", "kinetics", "mit", "ssv2", "folder", "csv")
 POOLINGS = ("none", "average", "average_pn", "max", "second_order", "second_order_pn", "grid")
@@ -64,6 +64,7 @@ SAMPLING = ("uniform", "random", "consecutive", "segments")
 SPLITS = ("1", "2", "3", "groups")
 UNKNOWN_SPLITS = ("1", "2", "3", "all")
 POSE_DATASETS = ("stickfigures", "csig", "csv")
+IMAGE_DATASETS = ("stickfigures", "ucf101", "hmdb51", "folder", "list")
 PROTOCOLS = ("logo", "loco", "variant")
 METHODS = (
     "dnn", "bnn", "rpl", "gcpl", "edlloss", "edlloss_avuc", "edlnokl", "edlnokl_avuc", "edlnokl_avuc_debias",
@@ -292,4 +293,78 @@ POSE: dict[str, Any] = {
     },
 }  # fmt: skip
 
-SCHEMAS: dict[str, dict[str, Any]] = {"fewshot": FEWSHOT, "openset": OPENSET, "pose": POSE}
+ROBUST: dict[str, Any] = {
+    **_RUN,
+    "model": {
+        "name": Field("convnext_tiny", "an image classifier, see `mindvideo models`"),
+        "head": Field("fc", "of ConvNeXt", choices=("linear", "fc", "ml_decoder")),
+        "width": Field(96, "channels of ConvNeXt's first stage", low=8, high=512),
+        "depth": Field(3, "blocks of a stage of ConvNeXt, three times as many in the third", low=1, high=30),
+        "patch": Field(4, "pixels of ConvNeXt's patches", low=1, high=32),
+        "layer_scale": Field(1e-6, "what a block of ConvNeXt is multiplied by at first", low=0.0, high=10.0),
+        "normalize": Field(False, "take ImageNet's mean and deviation off first, in ConvNeXt"),
+        "drop_path": Field(0.1, "largest probability of leaving a block of ConvNeXt out", low=0.0, high=0.95),
+    },
+    "defence": {
+        "concealment": Field(False, "hide the gradient (GCM): for the published table, no protection"),
+        "padding": Field(0, "shrink to so many pixels or more and lay at random; 0: do not", low=0, high=1023),
+    },
+    "data": {
+        "dataset": Field("stickfigures", "how images are found", choices=IMAGE_DATASETS),
+        "root": Field("", "folder of the videos or images; empty: the entry of data/data.json"),
+        "train_list": Field("", "of dataset `list`: NAME label lines, or JSON"),
+        "test_list": Field("", "likewise"),
+        "frames": Field(3, "images of a video", low=1, high=1000),
+        "decoder": Field("pyav", "video decoder", choices=("pyav", "decord", "opencv")),
+        "broken": Field("error", "a video that cannot be decoded", choices=("error", "exclude")),
+        "workers": Field(2, "data processes", low=1, high=64),
+        "validation": Field(0.0, "share of the training sources held out to choose the checkpoint", low=0.0, high=0.5),
+        "short_side": Field(256, "pixels of the image's shorter side before cropping in tests", low=16, high=4096),
+        "size": Field(224, "pixels of a crop's sides", low=16, high=1024),
+        "crop_scale": Field(0.08, "least share of the image's area a training crop has", low=0.01, high=1.0),
+        "flip": Field(False, "mirror half of the training images"),
+        "augmentation": Field(0.05, "probability of each of the published operations", low=0.0, high=1.0),
+    },
+    "loss": {
+        "clean": Field(1.0, "weight of the images as they are", low=0.0, high=100.0),
+        "mixup": Field(1.0, "weight of images mixed with others", low=0.0, high=100.0),
+        "cutmix": Field(1.0, "weight of images with pieces of others", low=0.0, high=100.0),
+        "fgsm": Field(0.0, "weight of images changed along the gradient's sign, and against it", low=0.0, high=100.0),
+        "targeted": Field(0.0, "the same with the gradient towards a random class", low=0.0, high=100.0),
+        "attack": Field("none", "adversarial training", choices=("none", "pgd", "n_fgsm", "trades")),
+        "adversarial": Field(1.0, "its weight; beta of TRADES", low=0.0, high=100.0),
+        "epsilon": Field(8 / 255, "its largest change of a pixel", low=0.0, high=1.0),
+        "steps": Field(10, "its steps (pgd, trades)", low=1, high=1000),
+    },
+    "optim": {
+        **_optimizer("Adamax", 1e-3, "epochs", 70),
+        "weight_decay": Field(1e-3, "L2 penalty", low=0.0, high=1.0),
+        "backbone": Field(0.1, "share of the rate that all but the head learns with", low=0.0, high=1.0),
+    },
+    "train": {
+        "epochs": Field(3000, "passes over the training images", low=1),
+        "padded_epochs": Field(0, "further passes, behind the random padding", low=0),
+        "batch": Field(64, "images a step", low=2, high=4096),
+        "validate_every": Field(2, "epochs between validations", low=1),
+        "save_every": Field(500, "steps between checkpoints", low=1),
+        "log_every": Field(20, "steps between lines", low=1),
+        **_CONTINUE,
+    },
+    "eval": {
+        "batch": Field(100, "images at once", low=1, high=4096),
+    },
+    "attack": {
+        "images": Field(500, "test images attacked, evenly spaced; 0: all", low=0),
+        "linf": Field(8 / 255, "largest change of a pixel", low=0.0, high=1.0),
+        "l2": Field(8.0, "L2 budget of 224 x 224 pixels; others have theirs in proportion", low=0.0),
+        "l1": Field(1600.0, "L1 budget, likewise", low=0.0),
+        "steps": Field(20, "of PGD", low=1, high=10_000),
+        "apgd_steps": Field(20, "of APGD, for each of its two losses", low=1, high=10_000),
+        "cw_searches": Field(3, "of C&W's constant", low=1, high=100),
+        "cw_steps": Field(100, "of each search", low=1, high=10_000),
+        "draws": Field(20, "random draws that a gradient is averaged over, and a prediction decided by", low=1),
+        "queries": Field(1000, "of Square", low=1),
+    },
+}  # fmt: skip
+
+SCHEMAS: dict[str, dict[str, Any]] = {"fewshot": FEWSHOT, "openset": OPENSET, "pose": POSE, "robust": ROBUST}

@@ -112,6 +112,12 @@ class ViewReader:
         return self.views(*self.crops(sample))
 
 
+class Reader(Protocol):
+    """A sample to the array that networks see, at random only if given `rng`."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> np.ndarray: ...
+
+
 class _Source(Protocol):
     """What GeneratorDataset reads: rows of `columns` arrays by number."""
 
@@ -173,7 +179,7 @@ class _Clips:
 
     columns = 1
 
-    def __init__(self, samples: Sequence[Sample], reader: ClipReader):
+    def __init__(self, samples: Sequence[Sample], reader: Reader):
         self.samples, self.reader = samples, reader
 
     def __len__(self) -> int:
@@ -192,7 +198,7 @@ class _Batches:
         self,
         samples: Sequence[Sample],
         classes: Sequence[str],
-        reader: ClipReader,
+        reader: Reader,
         batch: int,
         seed: int,
         start: int,
@@ -298,7 +304,7 @@ def load_episodes(
     yield from _rows(_Episodes(sampler, samples, reader, start, stop, augmentation, is_random), workers)
 
 
-def load_clips(samples: Sequence[Sample], reader: ClipReader, *, workers: int) -> Iterator[np.ndarray]:
+def load_clips(samples: Sequence[Sample], reader: Reader, *, workers: int) -> Iterator[np.ndarray]:
     """The clip `[C, T, H, W]` of each sample in order, without randomness."""
     for (clip,) in _rows(_Clips(samples, reader), workers):
         yield clip
@@ -307,7 +313,7 @@ def load_clips(samples: Sequence[Sample], reader: ClipReader, *, workers: int) -
 def load_batches(
     samples: Sequence[Sample],
     classes: Sequence[str],
-    reader: ClipReader,
+    reader: Reader,
     *,
     batch: int,
     seed: int,

@@ -116,24 +116,29 @@ class Adamax(nn.Optimizer):
 
     Args:
         rates: the learning rate of each step, through all restarts.
+        scale: factors of learning rate and weight decay by a parameter's name.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], rates: np.ndarray, *, weight_decay: float):
+    def __init__(
+        self, parameters: Sequence[Parameter], rates: np.ndarray, *, weight_decay: float, scale: Scale = same_scale
+    ):
         super().__init__(Tensor(rates), list(parameters))
         self.means = self.parameters.clone(prefix="mean", init="zeros")
         self.norms = self.parameters.clone(prefix="norm", init="zeros")
         self.power = Parameter(Tensor(1.0, ms.float32), name="power")  # 0.9^t
-        self.decay = weight_decay
+        factors = [scale(parameter.name) for parameter in self.parameters]
+        self.rate_scales = tuple(rate for rate, _ in factors)
+        self.decays = tuple(decay * weight_decay for _, decay in factors)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> None:
         power = ops.assign(self.power, 0.9 * self.power)
         rate = self.get_lr() / (1.0 - power)
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         for i in range(len(gradients)):
-            slope = gradients[i] + self.decay * self.parameters[i] if self.decay > 0 else gradients[i]
+            slope = gradients[i] + self.decays[i] * self.parameters[i] if self.decays[i] > 0 else gradients[i]
             mean = ops.assign(self.means[i], 0.9 * self.means[i] + 0.1 * slope)
             norm = ops.assign(self.norms[i], ops.maximum(0.999 * self.norms[i], ops.abs(slope) + 1e-8))
-            ops.assign_sub(self.parameters[i], rate * mean / norm)
+            ops.assign_sub(self.parameters[i], (rate * self.rate_scales[i]) * mean / norm)
 
     def restart(self) -> None:
         """Forget all gradients, as a new optimizer would have seen none; the rates go on."""
@@ -142,9 +147,12 @@ class Adamax(nn.Optimizer):
             ops.assign(moments, ops.zeros_like(moments))
 
 
-def make_adamax(models: Sequence[nn.Cell], rates: np.ndarray, *, weight_decay: float = 0.0) -> Adamax:
+def make_adamax(
+    models: Sequence[nn.Cell], rates: np.ndarray, *, weight_decay: float = 0.0, scale: Scale = same_scale
+) -> Adamax:
     """Adamax of all that the models have to learn."""
-    return Adamax([p for model in models for p in model.trainable_params()], rates, weight_decay=weight_decay)
+    parameters = [parameter for model in models for parameter in model.trainable_params()]
+    return Adamax(parameters, rates, weight_decay=weight_decay, scale=scale)
 
 
 def clip_gradients(gradients: Sequence[Tensor], most: float) -> tuple[Tensor, ...]:
