@@ -324,4 +324,4 @@ def test_shipped_configs_are_read():
         }
         assert defences == {"vanilla": (False, 0), "gcm": (True, 0), "gcm_pad": (True, 42), "pgd": (False, 0)}
         against = configs[f"{data}/pgd"]
-        assert (against.loss.attack, against.loss.clean, against.loss.epsilon) == ("pgd", 0.0, against.attack.linf)
+        assert (against.loss.attack, against.loss.epsilon) == ("pgd", against.attack.linf)
