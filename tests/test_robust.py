@@ -274,7 +274,7 @@ def test_the_backbone_learns_at_its_own_rate(made, trained, tmp_path):
     (["defence.padding=16", "train.padded_epochs=1"], r"16 pixels.*\[1, 15\]"),
     (["data.short_side=16", "data.size=32"], "at least data.size, 32"),
     (["train.batch=100"], "there are 54 training images"),
-    (["model.name=actionnet"], "no image classifier"),
+    (["model.name=actionnet"], "actionnet has no such option"),
     (["model.name=resnet50"], "no such option"),
     (["data.dataset=list"], "data.train_list is not set"),
     (["data.root=/nowhere"], "train: no image found"),
@@ -289,7 +289,7 @@ def test_mistakes_are_one_sentence(made, tmp_path, capsys, settings, message):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (["data.size=12"], "made for images of 16 pixels"), ([], "is no"),
+    (["data.size=24", "data.short_side=24"], "made for images of 16 pixels"), ([], "is no"),
 ])  # fmt: skip
 def test_checkpoints_that_do_not_fit_are_refused(trained, made, tmp_path, capsys, settings, message):
     path = trained / "last.ckpt"

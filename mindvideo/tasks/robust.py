@@ -82,6 +82,7 @@ class Training:
         self.config, self.data = config, data
         num_classes = len(data.classes)
         self.network = make_network(config, num_classes)
+        self.models = {padded: defend(config, self.network, padded=padded) for padded in (False, True)}
         self.per_epoch = len(data.parts["train"]) // config.train.batch
         if not self.per_epoch:
             found = len(data.parts["train"])
@@ -109,7 +110,7 @@ class Training:
 
     def _fit(self, state: TrainingState, stop: int, padded: bool, folder: Path, log: RunLog) -> None:
         config = self.config
-        model = defend(config, self.network, padded=padded)
+        model = self.models[padded]
         beta = config.loss.adversarial if config.loss.attack == "trades" else 0.0
         objective = Objective(model, config.train.batch, beta)
         # Attacks in training know of the defence: they look past the concealment.
