@@ -4,15 +4,19 @@
     video file -> clip -> batch -> backbone -> head -> loss | score -> metric -> report
 
     data/       video.py  sampling.py  crops.py  transforms.py  manifest.py  datasets.py  splits.py  annotations.py
-                episodes.py  selfsupervision.py  loader.py;  pose.py  pose_sets.py: joint rotations
+                episodes.py  selfsupervision.py  loader.py;  pose.py  pose_sets.py: joint rotations;
+                images.py  mixing.py  corruptions/: images, two mixed, and 32 ways to make them worse
     models/     one paper, one file; layers.py the shared parts; recognizer.py any head on any backbone; registry.py
                 create_model, list_models
     noise.py    random numbers by seed, for dropout and Bayesian weights
     heads.py    linear (also evidential), Bayesian, reciprocal: pooled features to logits
+    attacks/    what breaks classifiers in [0, 1], over any object with logits and a gradient
     losses/  metrics/  report/
     native/     C++ operators for CPUs over oneDNN; models/layers.py alone uses them
     engine/     loop.py  optim.py  checkpoint.py  device.py  run.py  log.py
-    tasks/      fewshot.py  openset.py  pose.py: join the above; openset_experiments.py: open-set numbers from scores
+    tasks/      fewshot.py  openset.py  pose.py  robust.py: join the above; openset_experiments.py: open-set numbers
+                from scores; robust_attack.py: the attack table
+    predict.py  what a network says of new clips;  serve/  the same over HTTP;  export.py  packages for other platforms
     convert/    checkpoints of other programs
     schema.py   the keys of every YAML file;  config.py  reads them;  cli.py: `mindvideo train|eval|...`
 
