@@ -361,7 +361,7 @@ ROBUST: dict[str, Any] = {
         "steps": Field(20, "of PGD", low=1, high=10_000),
         "apgd_steps": Field(20, "of APGD, for each of its two losses", low=1, high=10_000),
         "cw_searches": Field(3, "of C&W's constant", low=1, high=100),
-        "cw_steps": Field(100, "of each search", low=1, high=10_000),
+        "cw_steps": Field(50, "of each search", low=1, high=10_000),
         "draws": Field(20, "random draws that a gradient is averaged over, and a prediction decided by", low=1),
         "queries": Field(1000, "of Square", low=1),
     },

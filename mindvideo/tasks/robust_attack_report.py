@@ -29,7 +29,7 @@ ADAPTIVE = ("BPDA", "EOT", "transfer", "Square", "APGD-CE", "APGD-DLR")
 # Attacks of one L-infinity budget, so that a worst case over them means something.
 SAME_BUDGET = ("FGSM Linf", "PGD Linf", *ADAPTIVE, "noise")
 WORST = "worst case"
-SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the L-infinity budget
+SWEEP = (0.5, 1.0, 2.0, 4.0, 16.0)  # of the L-infinity budget
 _SHOWN = 7  # images of the picture of attacked ones
 
 
