@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Run the tests; arguments go to pytest.
+# Run the tests; arguments go to pytest (-n 0: in one process).
 #
 #   bash scripts/run_tests.sh
 #
@@ -11,4 +11,6 @@ source "$(dirname "$0")/common.sh"
 
 ensure_environment "dev"
 cd "$ROOT"
-exec "$VENV/bin/python" -m pytest "$@"
+# A process for each core, which compiles and computes with one thread.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$VENV/bin/python" -m pytest --numprocesses="$(nproc)" --dist=loadfile "$@"
