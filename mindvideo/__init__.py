@@ -18,6 +18,7 @@
                 from scores; robust_attack.py: the attack table
     predict.py  what a network says of new clips;  serve/  the same over HTTP;  export.py  packages for other platforms
     convert/    checkpoints of other programs
+    zoo.py      papers, inputs and numbers of all models;  zoo_pages.py  the tables made of them
     schema.py   the keys of every YAML file;  config.py  reads them;  cli.py: `mindvideo train|eval|...`
 
 Importing this package guards CPU users against a fault of newer MindSpore wheels, see `_guard_cpu_kernels`.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models by name: what is known, and what is said of the unknown; any head on any backbone."""
 
+import inspect
+
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
@@ -11,8 +13,9 @@ from mindvideo.models import create_model, describe, list_models, options_of, re
 from mindvideo.models.c3d import C3D_CLIP
 from mindvideo.models.layers import initialize_kaiming
 from mindvideo.models.recognizer import Recognizer
+from mindvideo.zoo import ZOO
 
-CLASSIFIERS = [name for name in list_models() if "head" in options_of(name)]  # of videos
+CLASSIFIERS = [name for name in list_models() if ZOO[name].task == "video"]
 
 
 @pytest.fixture
@@ -52,6 +55,13 @@ def test_models_are_built_with_their_options(two_models):
     assert net.bias is None
     assert describe("wide_net") == "A wide net."
     assert describe("deep_net") == ""
+
+
+def test_options_have_their_defaults(two_models):
+    assert registry.defaults_of("wide_net") == {"width": 4, "bias": True}
+    assert registry.defaults_of("deep_net") == {}
+    registry.register(nn.Dense, "dense")
+    assert registry.defaults_of("dense")["in_channels"] is inspect.Parameter.empty
 
 
 def test_registering_returns_the_factory(two_models):

@@ -36,11 +36,16 @@ def create_model(name: str, **options: object) -> nn.Cell:
 
 def options_of(name: str) -> list[str]:
     """The options of a model; InputError for an unknown name."""
+    return list(defaults_of(name))
+
+
+def defaults_of(name: str) -> dict[str, object]:
+    """The options of a model with their defaults (`inspect.Parameter.empty`: none); InputError for an unknown name."""
     if name not in _FACTORIES:
         close = difflib.get_close_matches(name, _FACTORIES, n=1)
         hint = f", did you mean {close[0]!r}?" if close else "."
         raise InputError(f"unknown model {name!r}{hint} Known: {', '.join(list_models())}.")
-    return list(inspect.signature(_FACTORIES[name]).parameters)
+    return {option: known.default for option, known in inspect.signature(_FACTORIES[name]).parameters.items()}
 
 
 def list_models() -> list[str]:
