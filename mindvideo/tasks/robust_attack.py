@@ -178,6 +178,7 @@ def run_attacks(row: Row, other: Row | None, config: Config, images: np.ndarray,
             progress(done, name)
             row.examples[name] = recipe()
             row.right[name] = row.clean & _right(judge, row.examples[name], labels)
+            say(f"{row.name}, {name}: {100 * row.right[name].mean():.1f} % right")
         for done, factor in enumerate(SWEEP, start=len(recipes) + 1):
             progress(done, f"budget x {factor:g}")
             # With random draws each step has its own: averaging them as well costs much and changes little here.
