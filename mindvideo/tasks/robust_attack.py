@@ -30,8 +30,9 @@ from mindvideo.engine.run import new_run
 from mindvideo.errors import InputError
 from mindvideo.metrics import robustness
 from mindvideo.metrics.robustness import Finding
+from mindvideo.models.robust import Defended
 from mindvideo.schema import SCHEMAS
-from mindvideo.tasks.robust_attack_report import SWEEP, finish
+from mindvideo.tasks.robust_attack_report import SHOWN, SWEEP, finish
 from mindvideo.tasks.robust_data import find_images, read_images
 from mindvideo.tasks.robust_objective import defend, make_network, make_target
 
@@ -43,7 +44,7 @@ class Row:
     """One classifier: its name, weights and config, and what attacks came to: which images are right, by column.
 
     `losses` are those of naive PGD before each step, `[steps, N]`; `sweep` which images are right under adaptive PGD
-    at each budget of SWEEP.
+    at each budget of SWEEP, and `shown` all images under the attack SHOWN.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Row:
     right: dict[str, np.ndarray] = field(default_factory=dict)
     losses: list[np.ndarray] = field(default_factory=list)
     sweep: list[np.ndarray] = field(default_factory=list)
-    examples: dict[str, np.ndarray] = field(default_factory=dict)
+    shown: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -130,66 +131,97 @@ def _load(config: Config, path: Path, classes: list[str]) -> Row:
     return Row(own["name"], row_config, network)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """A row as attacks see it: as it stands; with its gradient let through the concealment (`honest`), averaged over
+    the draws of its padding too (`adaptive`); the classifier that transferred attacks are made on; and what decides
+    which images are right."""
+
+    victim: attacks.Target
+    honest: attacks.Target
+    adaptive: attacks.Target
+    undefended: attacks.Target
+    judge: attacks.Target
+
+    @classmethod
+    def of(cls, row: Row, source: nn.Cell, config: Config) -> Targets:
+        """`source` is the network that transferred attacks are made on."""
+        own, batch = row.config, config.eval.batch
+        victim = make_target(own, defend(own, row.network), batch)
+        honest = make_target(own, defend(own, row.network, identity_gradient=True), batch)
+        undefended = make_target(own, Defended(source), batch)
+        if not own.defence.padding:
+            return cls(victim, honest, honest, undefended, victim)
+        adaptive, judge = (attacks.Averaged(target, config.attack.draws) for target in (honest, victim))
+        return cls(victim, honest, adaptive, undefended, judge)
+
+
 def run_attacks(row: Row, other: Row | None, config: Config, images: np.ndarray, labels: np.ndarray) -> None:
     """Fill the row: `other` is whose weights transferred attacks are made on, None for the row's own, undefended."""
-    settings, budgets, batch = config.attack, Budgets.of(config), config.eval.batch
-    victim = make_target(row.config, defend(row.config, row.network), batch)
-    honest = make_target(row.config, defend(row.config, row.network, identity_gradient=True), batch)
-    is_random, is_concealed = bool(row.config.defence.padding), bool(row.config.defence.concealment)
-    adaptive: attacks.Target = attacks.Averaged(honest, settings.draws) if is_random else honest
-    judge: attacks.Target = attacks.Averaged(victim, settings.draws) if is_random else victim
-    source = other.network if other else row.network
-    undefended = make_target(row.config, defend(_undefended(row.config), source), batch)
-    linf = {"epsilon": budgets.linf, "norm": "linf"}
-
-    def rng() -> np.random.Generator:
-        return np.random.default_rng((config.seed, 4))  # 4: another stream than those of training
-
-    def pgd(target: attacks.Target, **options) -> np.ndarray:
-        return attacks.pgd(target, images, labels, steps=settings.steps, rng=rng(), **options)
-
-    recipes: dict[str, Callable[[], np.ndarray]] = {
-        "FGSM Linf": lambda: attacks.fgsm(victim, images, labels, epsilon=budgets.linf),
-        "PGD Linf": lambda: pgd(victim, **linf, watch=row.losses.append),
-        "PGD L2": lambda: pgd(victim, epsilon=budgets.l2, norm="l2"),
-        # As published: steps along the whole gradient, which are weak in L1.
-        "PGD L1": lambda: pgd(victim, epsilon=budgets.l1, norm="l1_dense"),
-        "C&W L2": lambda: attacks.carlini_wagner(
-            victim, images, labels, epsilon=budgets.l2, searches=settings.cw_searches, steps=settings.cw_steps
-        ),
-        "noise": lambda: attacks.sign_noise(images, epsilon=budgets.linf, rng=rng()),
-        "Square": lambda: attacks.square(
-            victim, images, labels, epsilon=budgets.linf, queries=settings.queries, rng=rng()
-        ),
-        "APGD-CE": lambda: attacks.apgd(adaptive, images, labels, **linf, steps=settings.apgd_steps, rng=rng()),
-        "APGD-DLR": lambda: attacks.apgd(
-            adaptive, images, labels, **linf, steps=settings.apgd_steps, rng=rng(), loss="dlr"
-        ),
-    }
-    if is_concealed:
-        recipes["BPDA"] = lambda: pgd(honest, **linf)
-    if is_random:
-        recipes["EOT"] = lambda: pgd(adaptive, **linf)
-    if other or row.is_defended:
-        recipes["transfer"] = lambda: pgd(undefended, **linf)
-    row.clean = _right(judge, images, labels)
+    targets = Targets.of(row, other.network if other else row.network, config)
+    recipes = _recipes(row, targets, config, images, labels)
+    if not (other or row.is_defended):
+        del recipes["transfer"]
+    row.clean = _right(targets.judge, images, labels)
     with progress_bar(f"attack {row.name}", len(recipes) + len(SWEEP)) as progress:
         for done, (name, recipe) in enumerate(recipes.items(), start=1):
             progress(done, name)
-            row.examples[name] = recipe()
-            row.right[name] = row.clean & _right(judge, row.examples[name], labels)
+            moved = recipe()
+            row.right[name] = row.clean & _right(targets.judge, moved, labels)
             say(f"{row.name}, {name}: {100 * row.right[name].mean():.1f} % right")
+            if name == SHOWN:
+                row.shown = moved
         for done, factor in enumerate(SWEEP, start=len(recipes) + 1):
             progress(done, f"budget x {factor:g}")
-            # With random draws each step has its own: averaging them as well costs much and changes little here.
-            moved = pgd(honest, epsilon=min(1.0, factor * budgets.linf), norm="linf")
-            row.sweep.append(row.clean & _right(judge, moved, labels))
+            moved = attacks.pgd(
+                # With random draws each step has its own: averaging them as well costs much and changes little here.
+                targets.honest, images, labels, epsilon=min(1.0, factor * config.attack.linf),
+                steps=config.attack.steps, rng=_rng(config),
+            )  # fmt: skip
+            row.sweep.append(row.clean & _right(targets.judge, moved, labels))
 
 
-def _undefended(config: Config) -> Config:
-    plain = config.copy_and_resolve_references()
-    plain.defence.update(concealment=False, padding=0)
-    return plain
+def _recipes(
+    row: Row, targets: Targets, config: Config, images: np.ndarray, labels: np.ndarray
+) -> dict[str, Callable[[], np.ndarray]]:
+    """By column, what makes attacked images."""
+    settings, budgets, victim = config.attack, Budgets.of(config), targets.victim
+
+    def pgd(target: attacks.Target, epsilon: float = budgets.linf, **options) -> np.ndarray:
+        return attacks.pgd(target, images, labels, epsilon=epsilon, steps=settings.steps, rng=_rng(config), **options)
+
+    def apgd(loss: str) -> np.ndarray:
+        return attacks.apgd(
+            targets.adaptive, images, labels, epsilon=budgets.linf, steps=settings.apgd_steps, rng=_rng(config),
+            loss=loss,
+        )  # fmt: skip
+
+    recipes: dict[str, Callable[[], np.ndarray]] = {
+        "FGSM Linf": lambda: attacks.fgsm(victim, images, labels, epsilon=budgets.linf),
+        "PGD Linf": lambda: pgd(victim, watch=row.losses.append),
+        "PGD L2": lambda: pgd(victim, budgets.l2, norm="l2"),
+        # As published: steps along the whole gradient, which are weak in L1.
+        "PGD L1": lambda: pgd(victim, budgets.l1, norm="l1_dense"),
+        "C&W L2": lambda: attacks.carlini_wagner(
+            victim, images, labels, epsilon=budgets.l2, searches=settings.cw_searches, steps=settings.cw_steps
+        ),
+        "noise": lambda: attacks.sign_noise(images, epsilon=budgets.linf, rng=_rng(config)),
+        "transfer": lambda: pgd(targets.undefended),
+        "Square": lambda: attacks.square(
+            victim, images, labels, epsilon=budgets.linf, queries=settings.queries, rng=_rng(config)
+        ),
+        "APGD-CE": lambda: apgd("cross_entropy"),
+        "APGD-DLR": lambda: apgd("dlr"),
+    }
+    if row.config.defence.concealment:
+        recipes["BPDA"] = lambda: pgd(targets.honest)
+    if row.config.defence.padding:
+        recipes["EOT"] = lambda: pgd(targets.adaptive)
+    return recipes
+
+
+def _rng(config: Config) -> np.random.Generator:
+    return np.random.default_rng((config.seed, 4))  # 4: another stream than those of training
 
 
 def _right(judge: attacks.Target, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

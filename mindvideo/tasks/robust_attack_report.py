@@ -30,7 +30,8 @@ ADAPTIVE = ("BPDA", "EOT", "transfer", "Square", "APGD-CE", "APGD-DLR")
 SAME_BUDGET = ("FGSM Linf", "PGD Linf", *ADAPTIVE, "noise")
 WORST = "worst case"
 SWEEP = (0.5, 1.0, 2.0, 4.0, 16.0)  # of the L-infinity budget
-_SHOWN = 7  # images of the picture of attacked ones
+SHOWN = "APGD-CE"  # the attack whose images are shown
+_MOST_SHOWN = 7  # images of the picture of attacked ones
 
 
 def finish(
@@ -148,9 +149,9 @@ def _sweep(rows: Sequence[Row], config: Config) -> Figure:
 
 def _pictures(row: Row, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
     """Images that APGD broke, attacked, and what was changed, tenfold."""
-    broken = np.flatnonzero(row.clean & ~row.right["APGD-CE"])[:_SHOWN]
-    chosen = broken if len(broken) else np.arange(min(_SHOWN, len(images)))
-    moved = row.examples["APGD-CE"]
+    broken = np.flatnonzero(row.clean & ~row.right[SHOWN])[:_MOST_SHOWN]
+    chosen = broken if len(broken) else np.arange(min(_MOST_SHOWN, len(images)))
+    moved = row.shown
     pictures = {}
     for kind, stack in (
         ("", images), ("attacked ", moved), ("change x 10 ", 0.5 + 10.0 * (moved - images)),
