@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mindvideo import __version__
-from mindvideo.cli_openset import add_openset
+from mindvideo.cli_openset import add_openset, finite_number
 from mindvideo.config import REPOSITORY, Config, load_config
 from mindvideo.convert.families import FAMILIES
 from mindvideo.errors import InputError
@@ -86,19 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_export(commands)
 
-    convert = commands.add_parser(
-        "convert", help="turn another program's checkpoint into ours",
-        description="Turn a checkpoint of the older MindSpore repository, or of the paper's authors, into ours.",
-        epilog="example: mindvideo convert ./ARN_ucf_MSE.ckpt arn_ucf101.ckpt --model arn (more: docs/migration.md)",
-    )  # fmt: skip
-    convert.add_argument("source", metavar="SRC", type=Path, help=".ckpt (MindSpore), .safetensors or .npz")
-    convert.add_argument("destination", metavar="DST", type=Path, help="new .ckpt; a .safetensors is written beside it")
-    convert.add_argument("--model", required=True, choices=FAMILIES, help="whose weights SRC holds")
-    convert.set_defaults(command=_convert)
-
+    _add_convert(commands)
     add_openset(commands)
 
-    models = commands.add_parser("models", help="list all models", description="List all models.")
+    models = commands.add_parser(
+        "models", help="list all models, or tell of one",
+        description="List all models with their sizes and costs, or tell all that is known of one: options, cost by "
+        "part, and its numbers, quoted and measured.",
+        epilog="example: mindvideo models i3d_r50",
+    )  # fmt: skip
+    models.add_argument("name", nargs="?", default="", metavar="NAME", help="the model to tell of")
     models.set_defaults(command=_models)
     return parser
 
@@ -121,12 +118,28 @@ def _add_attack(commands: Any) -> None:
 
 def _add_predict(commands: Any) -> None:
     predict = commands.add_parser(
-        "predict", help="classify files",
-        description="Classify files of poses (.npy), or videos, and say how unsure that is.",
-        epilog="example: mindvideo predict --checkpoint output/actionnet_sample/best.ckpt one.npy two.npy",
+        "predict", help="classify files and folders",
+        description="Classify poses (.npy) or videos, and say how unsure that is. Exit status 2 if any of them is "
+        "broken; the others are classified all the same.",
+        epilog="example: mindvideo predict --checkpoint output/dear_i3d/best.ckpt videos/ --every 2 --csv found.csv",
     )  # fmt: skip
     _add_network(predict)
-    predict.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help=".npy files of poses, or videos")
+    predict.add_argument(
+        "inputs", nargs="+", metavar="INPUT", type=Path,
+        help="an .npy file of poses, a video, a folder of frames, or a folder to search for these",
+    )  # fmt: skip
+    predict.add_argument(
+        "--top", default=1, type=_positive, metavar="K", help="how many of the likeliest classes (default: %(default)s)"
+    )
+    predict.add_argument(
+        "--threshold", type=finite_number, metavar="X",
+        help="clips of more uncertainty than X are unknown (default: as `mindvideo openset threshold` of the run)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--every", type=_seconds, metavar="SECONDS", help="a verdict every so many seconds of a long video"
+    )
+    predict.add_argument("--json", type=Path, metavar="FILE", help="new file, with all that is found")
+    predict.add_argument("--csv", type=Path, metavar="FILE", help="new file, a line a verdict")
     predict.set_defaults(command=_predict)
 
 
@@ -165,6 +178,24 @@ def _add_export(commands: Any) -> None:
     export.set_defaults(command=_export)
 
 
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert", help="take over another program's checkpoint, or write ours for PyTorch",
+        description="Turn a checkpoint of PyTorch or of the older MindSpore repository into ours, or ours into one for "
+        "PyTorch: the suffix of DST decides.",
+        epilog="example: mindvideo convert tsm_kinetics.pth kinetics.ckpt --model tsm_r50 (more: docs/checkpoints.md)",
+    )  # fmt: skip
+    convert.add_argument(
+        "source", metavar="SRC", type=Path, help=".pth, .pt, .tar or .bin (PyTorch), .safetensors, .npz or .ckpt"
+    )
+    convert.add_argument(
+        "destination", metavar="DST", type=Path,
+        help="new file: .ckpt or .safetensors, of which both are written; .pth, .pt or .npz with PyTorch's names",
+    )  # fmt: skip
+    convert.add_argument("--model", required=True, choices=FAMILIES, help="whose weights SRC holds")
+    convert.set_defaults(command=_convert)
+
+
 def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", "--ckpt", required=True, type=Path, metavar="FILE", help=".ckpt or .safetensors of a run"
@@ -179,6 +210,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = finite_number(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
     return number
 
 
@@ -246,12 +284,10 @@ def _predictor(parsed: argparse.Namespace) -> Predictor:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    predictor = _predictor(parsed)
-    for path in parsed.inputs:
-        (found,) = predictor.predict([path])
-        unsure = f"{found.uncertainty_name} {found.uncertainty:.3f}"
-        print(f"{path}: {found.label} {found.probabilities.max():.3f}, uncertainty ({unsure})")
-    return 0
+    from mindvideo.predict.command import Wishes, run
+
+    wishes = Wishes(parsed.top, parsed.threshold, parsed.every, parsed.json, parsed.csv)
+    return run(_predictor(parsed), parsed.checkpoint, parsed.inputs, wishes)
 
 
 def _serve(parsed: argparse.Namespace) -> int:
@@ -279,13 +315,17 @@ def _convert(parsed: argparse.Namespace) -> int:
     from mindvideo.convert.files import convert
 
     report = convert(parsed.source, parsed.destination, parsed.model)
-    print(f"{parsed.source}: {report}\nwritten: {parsed.destination.with_suffix('.ckpt')} and .safetensors beside it")
+    path = parsed.destination
+    twins = path.suffix in (".ckpt", ".safetensors")
+    written = f"{path.with_suffix('.ckpt')} and .safetensors beside it" if twins else path
+    print(f"{parsed.source}: {report}\nwritten: {written}")
     return 0
 
 
 def _models(parsed: argparse.Namespace) -> int:
-    from mindvideo.models import describe, list_models
+    from mindvideo.engine.device import use_device
+    from mindvideo.zoo_pages import list_zoo, tell_model
 
-    for name in list_models():
-        print(f"{name:12s} {describe(name)}")
+    use_device("cpu")
+    print(tell_model(parsed.name) if parsed.name else list_zoo())
     return 0

@@ -209,7 +209,7 @@ def test_settings_may_stand_after_options(experiment, tmp_path, refused):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["trian"], ["eval"], ["train", "--fast"], ["models", "arn"], ["eval", "--checkpoint"]]
+    "words", [[], ["trian"], ["eval"], ["train", "--fast"], ["models", "arn", "sosn"], ["eval", "--checkpoint"]]
 )
 def test_wrong_words_show_the_usage(capsys, words):
     with pytest.raises(SystemExit) as stop:

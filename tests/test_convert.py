@@ -276,7 +276,7 @@ SPOILT = {  # what is done to an old file, and what is told
     "scalar": (lambda a: a | {CONV: np.ones(())}, "its width is 0; it must be a whole number from 16 to 1024."),
     "large": (lambda a: a | {CONV: np.ones((9999, 1))}, "its width is 9999; it must be a whole number from 16 to"),
     "C3D": (lambda a: {"embedding.embedding.conv1.weight": a[CONV]}, "the large C3D encoder (is_c3d: True)"),
-    "ours": (lambda a: {"encoder.block1.conv.weight": a[CONV]}, "has our names already"),
+    "ours": (lambda a: {"encoder.block1.conv.weight": a[CONV]}, "from MindVideo: "),
     "other model": (lambda a: {"backbone.fc\n": a[FC]}, f"which would hold {CONV} or feature_encoder.layer1.0.weight"),
     "empty": (lambda _: {}, "this file holds no tensors."),
     "twice": (lambda a: a | {f"module.{FC}": a[FC]}, "tensors share a name once `module` is left out."),
@@ -366,12 +366,12 @@ def test_the_command_tells_what_it_did(older, tmp_path, capsys):
 def test_the_command_refuses_in_one_line(older, tmp_path, capsys):
     target = tmp_path / "arn.ckpt"
     (tmp_path / "a.pth").write_bytes(b"PK")
-    assert "PyTorch's own files are not read yet" in refused(capsys, tmp_path / "a.pth", target)
-    assert "must end in .ckpt, .safetensors or .npz" in refused(capsys, tmp_path / "a.h5", target)
+    assert "not a readable checkpoint (neither a zip file" in refused(capsys, tmp_path / "a.pth", target)
+    assert "must end in .ckpt, .safetensors, .npz, .pth" in refused(capsys, tmp_path / "a.h5", target)
     for suffix in (".ckpt", ".npz", ".safetensors"):
         missing = tmp_path / f"missing{suffix}"
         assert refused(capsys, missing, target) == f"{missing}: no such checkpoint."
-    assert "must end in .ckpt or .safetensors" in refused(capsys, older, tmp_path / "arn")
+    assert "must end in .ckpt, .safetensors, .pth, .pt, .npz." in refused(capsys, older, tmp_path / "arn")
     before = older.read_bytes()
     for taken in (older, older.with_suffix(".safetensors")):  # the second's .ckpt would replace the source
         assert refused(capsys, older, taken).startswith(f"{older} exists already")
@@ -388,4 +388,4 @@ def test_an_unknown_model_is_a_wrong_word(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["convert", "a.ckpt", "b.ckpt", "--model", "arm"])
     assert stop.value.code == 2
-    assert "invalid choice: 'arm' (choose from 'arn', 'i3d_r18'" in capsys.readouterr().err
+    assert "invalid choice: 'arm' (choose from 'arn', 'protonet'" in capsys.readouterr().err

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ARN's parameters in the older MindSpore repository, and in the PyTorch code of the paper's authors."""
+"""ARN's parameters in the older MindSpore repository, and in the PyTorch code of the paper's authors; and the other
+few-shot models, which no other program has."""
 
 from __future__ import annotations
 
 import re
 
-from mindvideo.convert.layout import PYTORCH_LEAVES, Family, Layout, Shapes
+from mindvideo.convert.layout import OURS, PYTORCH_LEAVES, Family, Layout, Shapes, sizes
 
 _OLDER_ARN = Layout(
     program="the older MindSpore repository (arn_mindspore, zjut_mindvideo)",
@@ -53,18 +54,38 @@ _AUTHORS_ARN = Layout(
 
 
 def _arn_options(layout: Layout, shapes: Shapes) -> dict[str, int | str]:
-    units = layout.parts(shapes) & {"temporal_attention", "spatial_attention"}
+    units = {unit for unit in ("temporal_attention", "spatial_attention") if _holds(layout, shapes, unit)}
     attention = "both" if len(units) == 2 else "".join(units).removesuffix("_attention") or "none"
-    width = next(iter(shapes[layout.theirs("encoder.block1.conv.weight")]), 0)
-    return {"width": width, "attention": attention}
+    return {**_width(layout, shapes), "attention": attention, **_comparison(layout, shapes)}
+
+
+def _holds(layout: Layout, shapes: Shapes, unit: str) -> bool:
+    return any(layout.theirs(f"{unit}.{layer}.weight") in shapes for layer in ("conv1", "conv2", "conv3"))
+
+
+def _comparison(layout: Layout, shapes: Shapes) -> dict[str, int | str]:
+    """Of ARN's variants, which have our names alone: a pooling and a comparator of these shapes."""
+    if layout.theirs("comparator.fc3.weight") in shapes:
+        return {"pooling": "average"}
+    if len(sizes(layout, shapes, "comparator.conv1.weight")) == 5:
+        return {"pooling": "none"}
+    return {} if layout.layers or any(name.startswith("comparator.") for name in shapes) else {"comparator": "distance"}
+
+
+def _width(layout: Layout, shapes: Shapes) -> dict[str, int | str]:
+    return {"width": next(iter(sizes(layout, shapes, "encoder.block1.conv.weight")), 0)}
 
 
 ARN = Family(
     layouts=(_OLDER_ARN, _AUTHORS_ARN),
     first="encoder.block1.conv.weight",
     options=_arn_options,
+    task="fewshot",
+    # Another pooling or comparator has other layers, and other programs have none of these.
+    written=lambda shapes: _AUTHORS_ARN if "comparator.conv4.weight" in shapes else OURS,
     refused={
         "embedding.embedding.conv1.weight": "the large C3D encoder (is_c3d: True), whose 512 channels do not fit "
         "the 64 of that repository's own attention and comparator"
     },
 )
+OTHERS = Family(first="encoder.block1.conv.weight", options=_width, task="fewshot")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from mindvideo.convert.layout import PYTORCH_LEAVES, Family, Layout, Shapes
+from mindvideo.convert.layout import OURS, PYTORCH_LEAVES, Family, Layout, Shapes, sizes
 
 _NORMS = ((r"\.norm\.", ".bn."),)
 _HEADS = (
@@ -80,16 +80,13 @@ _TORCHVISION = Layout(
 
 def _options(layout: Layout, shapes: Shapes) -> dict[str, int | str]:
     """Width, head and number of classes, and SlowFast's second width."""
-
-    def first(*names: str) -> tuple[int, ...]:
-        return next((shapes[theirs] for name in names if (theirs := layout.theirs(name)) in shapes), (0,))
-
     heads = {"head.radius": "rpl", "head.centers": "gcpl", "head.weight_mu": "bayesian"}
     kinds = [kind for name, kind in heads.items() if layout.theirs(name) in shapes]
-    fast = first("backbone.fast.conv1.conv.weight")[0]
-    classes = first("head.centers", "head.weight_mu", "head.fc.weight")[0]
+    stems = [f"backbone.{stem}.weight" for stem in ("conv1.conv", "trunk.conv1.conv", "slow.conv1.conv", "conv1a")]
+    fast = next(iter(sizes(layout, shapes, "backbone.fast.conv1.conv.weight")), 0)
+    classes = next(iter(sizes(layout, shapes, "head.centers", "head.weight_mu", "head.fc.weight")), 0)
     return {
-        "width": first("backbone.conv1.conv.weight", "backbone.slow.conv1.conv.weight")[0],
+        "width": next(iter(sizes(layout, shapes, *stems)), 0),
         "head": kinds[0] if kinds else "linear",
         **({"num_classes": classes} if classes else {}),
         **({"fast_width": fast} if fast else {}),
@@ -97,10 +94,13 @@ def _options(layout: Layout, shapes: Shapes) -> dict[str, int | str]:
 
 
 def _family(first: str, *layouts: Layout) -> Family:
-    return Family(layouts=layouts, first=first, options=_options, refused={})
+    written = layouts[0] if layouts else OURS
+    return Family(first=first, options=_options, task="openset", layouts=layouts, written=lambda _: written)
 
 
 I3D = _family("backbone.conv1.norm.gamma", _mmaction(()), _TORCHVISION)
 TSM = _family("backbone.conv1.norm.gamma", _mmaction(_SHIFTED, inflates=True), _TORCHVISION)
 SLOWFAST = _family("backbone.slow.conv1.norm.gamma", _mmaction(_PATHWAYS))
 TPN = _family("backbone.trunk.conv1.norm.gamma", _mmaction(_PYRAMID))
+CSN = _family("backbone.conv1.norm.gamma")
+C3D = _family("backbone.conv1a.weight")

@@ -8,10 +8,12 @@ from it at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+PROJECTIONS = ("query", "key", "value")  # in the order in which PyTorch stacks them
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,12 @@ class Layout:
     `layers` maps our layers to its layers, or else `rules` replace regular expressions in a name one after another;
     `leaves` maps our parameters within a layer to its own where they differ, before that.
     `zeros` matches those of our names that the program lacks because they are zero there, `fresh` those that it lacks
-    and that are drawn anew; `ignored` says which of its names are no weights of the model, by what they are. With
-    `inflates` a kernel of height and width becomes one of as many frames as ours has, each with its share of it.
+    and that are drawn anew; `ignored` says which of its names are no weights of the model, by what they are.
+
+    Three differences of shape are known. With `inflates` a kernel of height and width becomes one of as many frames as
+    ours has, each with its share of it. What `stacked` matches, its group being one of `PROJECTIONS`, is a third of
+    one tensor there. What `columns` matches has two more axes of length 1 there.
+
     `advice` is what else a user of its checkpoints must know.
     """
 
@@ -35,39 +41,56 @@ class Layout:
     zeros: re.Pattern[str] | None = None
     fresh: re.Pattern[str] | None = None
     inflates: bool = False
+    stacked: re.Pattern[str] | None = None
+    columns: re.Pattern[str] | None = None
 
     def theirs(self, name: str) -> str:
         """The program's name of a parameter of ours."""
-        layer, _, leaf = name.rpartition(".")
+        layer, dot, leaf = name.rpartition(".")
         leaf = self.leaves.get(leaf, leaf)
         if self.layers is not None:
-            return f"{self.layers[layer]}.{leaf}"
-        name = f"{layer}.{leaf}"
+            return f"{self.layers.get(layer, layer)}.{leaf}"
+        name = f"{layer}{dot}{leaf}"
         for pattern, replacement in self.rules:
             name = re.sub(pattern, replacement, name)
         return name
 
-    def parts(self, names: Iterable[str]) -> set[str]:
-        """The parts of our model (first words of our names) of which a file with these `names` holds anything."""
-        held = {name.rpartition(".")[0] for name in names}
-        return {ours.partition(".")[0] for ours, theirs in (self.layers or {}).items() if theirs in held}
+    def third(self, name: str) -> int | None:
+        """Which third of the program's tensor a parameter of ours is, or None if it is all of it."""
+        found = self.stacked and self.stacked.fullmatch(name)
+        return PROJECTIONS.index(found[1]) if found else None
+
+
+PYTORCH_LEAVES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+OURS = Layout(
+    program="MindVideo",
+    leaves={},
+    ignored={"tensors of the optimizer": re.compile(r"optimizer\..+")},
+    advice="Options that leave no trace in the weights are those of the config that it was trained with.",
+)
 
 
 @dataclass(frozen=True)
 class Family:
     """A model and the programs whose checkpoints become its weights.
 
-    A layout is recognised by the parameter `first`. `options` reads the options of `create_model` off the shapes of
-    a file; `refused` says of a tensor's name which architecture, that is not ours, it belongs to.
+    A layout is recognised by the parameter `first`, ours too. `options` reads the options of `create_model` off the
+    shapes of a file; `task` is the one whose configs name them. `written` gives the layout that a network with
+    parameters of these shapes, by our names, is written in for PyTorch. `refused` says of a tensor's name which
+    architecture, that is not ours, it belongs to.
     """
 
-    layouts: tuple[Layout, ...]
     first: str
     options: Callable[[Layout, Shapes], dict[str, int | str]]
-    refused: Mapping[str, str]
+    task: str
+    layouts: tuple[Layout, ...] = ()
+    written: Callable[[Shapes], Layout] = lambda _: OURS
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
-PYTORCH_LEAVES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+def sizes(layout: Layout, shapes: Shapes, *names: str) -> tuple[int, ...]:
+    """The shape of the first of these parameters of ours that a file holds, or (0,)."""
+    return next((shapes[theirs] for name in names if (theirs := layout.theirs(name)) in shapes), (0,))
 
 
 def unwrapped(name: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ActionNet's golden arrays call our parameters, and the recipe that their weights were made with."""
+"""ActionNet's golden arrays as our parameters, and the recipe that their weights were made with."""
 
 from __future__ import annotations
 
@@ -10,55 +10,29 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from mindvideo.convert.families import FAMILIES
+from mindvideo.convert.files import from_layout
 from tests.conftest import outside_folder
 from tests.parity import recipe
 from tests.parity.checks import ABSENT
 
-_LAYER = "layers.0."
-_DECODER = {  # of our stems -> of the reference's, within ML-Decoder
-    "embed": "embed_standart", "attention.output": f"{_LAYER}multihead_attn.out_proj",
-    "fc1": f"{_LAYER}linear1", "fc2": f"{_LAYER}linear2",
-    **{f"norm{i}": f"{_LAYER}norm{i}" for i in (1, 2, 3)},
-}  # fmt: skip
-_ACTIONNET = {"embed": "map", "attention.output": "lstm.fc.0"} | {
-    f"attention.{name}": f"lstm.{name[0].upper()}" for name in ("query", "key", "value")
-}
-_STACKED = ("query", "key", "value")  # rows of one array
-_ALONE = {"queries": "query_embed.weight", "pooling": "duplicate_pooling", "bias": "duplicate_pooling_bias"}
-_LEAVES = {"gamma": "weight", "beta": "bias"}
+_LAYOUT = FAMILIES["actionnet"].layouts[0]
 
 
-def theirs(name: str) -> tuple[str, int | None]:
-    """The reference's name of one of our parameters, and which third of that array it is, if not the whole."""
-    if name.startswith("decoder.decoder."):
-        inner = name.removeprefix("decoder.decoder.")
-        if inner in _ALONE:
-            return f"decoder.decoder.{_ALONE[inner]}", None
-        stem, leaf = inner.rsplit(".", 1)
-        if stem.startswith("attention.") and stem.removeprefix("attention.") in _STACKED:
-            third = _STACKED.index(stem.removeprefix("attention."))
-            return f"decoder.decoder.{_LAYER}multihead_attn.in_proj_{leaf}", third
-        return f"decoder.decoder.{_DECODER[stem]}.{_LEAVES.get(leaf, leaf)}", None
-    stem, leaf = name.rsplit(".", 1)
-    return f"{_ACTIONNET[stem]}.{leaf}", None
-
-
-def reference_names(model: nn.Cell) -> dict[str, tuple[str, int | None]]:
-    """`theirs` of every parameter of an ActionNet or an ML-Decoder."""
-    names = [name for name, _ in model.parameters_and_names()]
-    if any(name.startswith("decoder.") for name in names):
-        return {name: theirs(name.replace("decoder.", "decoder.decoder.", 1)) for name in names}
-    inner = {name: theirs(f"decoder.decoder.{name}") for name in names}
-    return {name: (reference.removeprefix("decoder."), third) for name, (reference, third) in inner.items()}
+def _placed(name: str, model: nn.Cell) -> tuple[str, str]:
+    """A parameter's name within ActionNet, of which the model is all or its ML-Decoder, and the reference's of it."""
+    whole = any(own.startswith("decoder.") for own, _ in model.parameters_and_names())
+    prefix = "" if whole else "decoder."
+    return prefix + name, _LAYOUT.theirs(prefix + name).removeprefix(prefix)
 
 
 def ours(arrays: Mapping[str, np.ndarray], model: nn.Cell) -> dict[str, np.ndarray]:
     """The arrays under reference names by our names, those that are there."""
     found = {}
-    for name, (reference, third) in reference_names(model).items():
+    for name, parameter in model.parameters_and_names():
+        placed, reference = _placed(name, model)
         if reference in arrays:
-            array = np.asarray(arrays[reference])
-            found[name] = array if third is None else np.split(array, 3)[third]
+            found[name] = from_layout(np.asarray(arrays[reference]), _LAYOUT, placed, tuple(parameter.shape))
     return found
 
 
@@ -74,9 +48,9 @@ def made(model: nn.Cell, seed: int) -> dict[str, np.ndarray]:
     """The recipe's weights by reference names: of standard normal numbers drawn name by name in order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.parameters_and_names():
-        reference, third = reference_names(model)[name]
+        placed, reference = _placed(name, model)
         shape = tuple(parameter.shape)
-        shapes[reference] = shape if third is None else (3 * shape[0], *shape[1:])
+        shapes[reference] = shape if _LAYOUT.third(placed) is None else (3 * shape[0], *shape[1:])
     rs = np.random.RandomState(seed)
     arrays = {}
     for name in sorted(shapes):

@@ -10,43 +10,18 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
+from mindvideo.convert.files import match
 from mindvideo.data.mixing import cutmix, mixup
 from mindvideo.losses.fewshot import classification_loss
-from mindvideo.models.convnext import ConvNeXt
 from mindvideo.models.layers import leave
 from mindvideo.models.robust import GradientConcealment, ResizedPadding, placements
 from tests.parity import recipe
-from tests.parity.recipe_actionnet import each, theirs
+from tests.parity.recipe_actionnet import each
 
 pytestmark = pytest.mark.usefixtures("pynative")
 LOGITS = 1e-4  # largest difference in networks of true size
-
-_PARTS = {"depthwise": "block.0", "norm": "block.2", "fc1": "block.3", "fc2": "block.5"}
-_LEAVES = {"gamma": "weight", "beta": "bias"}
-_HEAD = {"fc1": "0.0", "norm1": "0.3", "fc2": "1.0", "norm2": "1.3", "fc3": "2"}
-KINDS = {"fc": ("backbone.0.", "cls_head."), "linear": ("features.", "classifier."), "ml_decoder": ("backbone.", "")}
-
-
-def reference(name: str, head: str) -> tuple[str, int | None]:
-    """The reference's name of one of ConvNeXt's parameters, and which third of that array it is, if not the whole."""
-    features, classifier = KINDS[head]
-    stem, leaf = name.rsplit(".", 1)
-    leaf = _LEAVES.get(leaf, leaf)
-    words = stem.split(".")
-    if words[0] == "shrinks":
-        place = (words[2] == "conv") != (words[1] == "0")  # the stem's normalisation is its second layer
-        return f"{features}{2 * int(words[1])}.{int(place)}.{leaf}", None
-    if words[0] == "stages":
-        block = f"{features}{2 * int(words[1]) + 1}.{words[2]}"
-        return (f"{block}.layer_scale" if len(words) == 3 else f"{block}.{_PARTS[words[3]]}.{leaf}"), None
-    if head == "linear":
-        return f"{classifier}{0 if words[0] == 'norm' else 2}.{leaf}", None
-    if head == "fc":
-        return f"{classifier}{_HEAD[words[1]]}.{leaf}", None
-    inner, third = theirs(name.replace("head.", "decoder.decoder.", 1))
-    return inner.replace("decoder.decoder.", "head.decoder."), third
 
 
 def drawn(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
@@ -68,20 +43,14 @@ def drawn(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def network(path: Path, golden) -> ConvNeXt:
+def network(path: Path, golden) -> nn.Cell:
     """The file's network with the recipe's weights, every one of which is used."""
     manifest = path.with_name(f"manifest_{path.stem.removesuffix('_recipe')}.json")
     shapes = json.loads(manifest.read_text())["params"]
-    head = next(kind for kind, (features, _) in KINDS.items() if f"{features}0.0.weight" in shapes)
-    logits = next(golden[name] for name in golden.files if name.startswith("logits"))
-    model = ConvNeXt(logits.shape[1], head=head)
-    arrays, used = drawn(shapes, int(golden["recipe_seed"])), set()
+    model, weights, report = match(path, drawn(shapes, int(golden["recipe_seed"])), "convnext_tiny")
+    assert report.problems() == report.fresh == report.filled == []
     for name, parameter in model.parameters_and_names():
-        source, third = reference(name, head)
-        array = arrays[source] if third is None else np.split(arrays[source], 3)[third]
-        parameter.set_data(Tensor(array.reshape(parameter.shape)))
-        used.add(source)
-    assert used == set(shapes)
+        parameter.set_data(Tensor(weights[name]))
     return model
 
 
