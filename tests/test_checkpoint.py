@@ -137,6 +137,14 @@ def test_one_part_comes_from_a_checkpoint_whose_others_do_not_fit(tmp_path, suff
     assert_equal(values(model.head), {name: before[name] for name in values(model.head)})
 
 
+def test_another_number_of_classes_is_told_how_to_take_the_rest(tmp_path):
+    save_checkpoint(tmp_path / "given.ckpt", Pair(1), STATE)
+    for other, hinted in ((Pair(2, classes=5), True), (Pair(2, width=5), False)):
+        with pytest.raises(InputError) as caught:
+            load_checkpoint(tmp_path / "given.ckpt", other, "small")
+        assert ("train.backbone takes the backbone alone" in str(caught.value)) == hinted
+
+
 def test_a_part_that_is_not_there_or_of_another_shape_is_refused_and_nothing_loaded(tmp_path):
     save_checkpoint(tmp_path / "given.ckpt", Pair(1), STATE)
     for model, prefix, message in (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,4 +174,11 @@ def _check_match(
     if problems:
         holds = f"it holds a {state.model!r} model; " if state.model and state.model != name else ""
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise InputError(f"{path} does not fit model {name!r}: {holds}{len(problems)} differences: {shown}.")
+        hint = " train.backbone takes the backbone alone, where a task has it." if _only_heads(problems) else ""
+        raise InputError(f"{path} does not fit model {name!r}: {holds}{len(problems)} differences: {shown}.{hint}")
+
+
+def _only_heads(problems: Sequence[str]) -> bool:
+    """Whether all that differs is a classifier, such as one of another number of classes."""
+    names = [problem.removeprefix("missing ").removeprefix("unexpected ") for problem in problems]
+    return all(name.startswith("head.") for name in names)
