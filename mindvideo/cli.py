@@ -129,6 +129,10 @@ def _add_predict(commands: Any) -> None:
         help="an .npy file of poses, a video, a folder of frames, or a folder to search for these",
     )  # fmt: skip
     predict.add_argument(
+        "--support", type=Path, metavar="FOLDER",
+        help="for few-shot networks: a folder of example videos for each class, named after it",
+    )  # fmt: skip
+    predict.add_argument(
         "--top", default=1, type=_positive, metavar="K", help="how many of the likeliest classes (default: %(default)s)"
     )
     predict.add_argument(
@@ -140,6 +144,10 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("--json", type=Path, metavar="FILE", help="new file, with all that is found")
     predict.add_argument("--csv", type=Path, metavar="FILE", help="new file, a line a verdict")
+    predict.add_argument(
+        "--annotate", type=Path, metavar="FOLDER", help="for each clip, as .mp4, with what is said of it below"
+    )
+    predict.add_argument("--gif", action="store_true", help="annotate as .gif; poses always are")
     predict.set_defaults(command=_predict)
 
 
@@ -286,8 +294,18 @@ def _predictor(parsed: argparse.Namespace) -> Predictor:
 def _predict(parsed: argparse.Namespace) -> int:
     from mindvideo.predict.command import Wishes, run
 
-    wishes = Wishes(parsed.top, parsed.threshold, parsed.every, parsed.json, parsed.csv)
-    return run(_predictor(parsed), parsed.checkpoint, parsed.inputs, wishes)
+    wishes = Wishes(
+        parsed.top, parsed.threshold, parsed.every, parsed.json, parsed.csv, parsed.annotate, parsed.gif
+    )  # fmt: skip
+    if parsed.support:
+        if parsed.labels:
+            raise InputError("--labels does not go with --support, whose folders name the classes.")
+        from mindvideo.predict import load_few_shot
+
+        predictor = load_few_shot(parsed.checkpoint, parsed.support, parsed.model, parsed.config, parsed.device)
+    else:
+        predictor = _predictor(parsed)
+    return run(predictor, parsed.checkpoint, parsed.inputs, wishes)
 
 
 def _serve(parsed: argparse.Namespace) -> int:

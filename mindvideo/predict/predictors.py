@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained network says of new clips: poses or videos in, labels with probabilities and an uncertainty out.
+"""The networks of checkpoints, and what they say of clips.
 
     predictor = load_predictor(Path("output/actionnet_sample/best.ckpt"))
     for prediction in predictor.predict([Path("one.npy"), Path("two.npy")]):
@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 from scipy.special import softmax
 
 from mindvideo.config import Config, load_config, parse_config
+from mindvideo.data.loader import VIEW_SAMPLERS
 from mindvideo.data.manifest import Sample
 from mindvideo.data.pose import MOST_FRAMES, NUM_JOINTS, NUM_VALUES, collate, parse_pose, read_pose
 from mindvideo.data.video import count_frames
@@ -68,6 +69,11 @@ class Prediction:
     def label(self) -> str:
         """The likeliest class."""
         return self.labels[int(self.probabilities.argmax())]
+
+    def top(self, number: int) -> list[tuple[str, float]]:
+        """The likeliest classes with their probabilities, at most so many."""
+        order = np.argsort(-self.probabilities, kind="stable")[:number]
+        return [(self.labels[place], float(self.probabilities[place])) for place in order]
 
     def as_json(self) -> dict[str, Any]:
         """All but `seen`, the logits where ActionNet's published service promises them."""
@@ -158,14 +164,33 @@ class VideoPredictor:
         self.reader = view_reader(config, {})
         self._scorer = Scorer(model)
 
-    def predict(self, inputs: Sequence[Path]) -> list[Prediction]:
-        """One prediction for each video file, or folder of frames; VideoError if one cannot be read."""
-        return self.classify([self.read(path) for path in inputs])
+    @property
+    def span(self) -> int:
+        """How many frames one view lasts."""
+        return self.reader.length * self.reader.stride
 
-    def read(self, path: Path) -> VideoClip:
-        """What is needed of a video. Any thread may call it."""
-        reader = replace(self.reader, num_frames={path: count_frames(path, self.reader.decoder)})
-        return VideoClip(*reader.crops(Sample(path, "", "")))
+    def predict(self, inputs: Sequence[Path | np.ndarray]) -> list[Prediction]:
+        """One prediction for each video; see `read`."""
+        return self.classify([self.read(source) for source in inputs])
+
+    def read(self, source: Path | np.ndarray) -> VideoClip:
+        """What is needed of a video file, a folder of frames, or frames, uint8 `[T, H, W, 3]`; VideoError if it cannot
+        be read, InputError for other arrays. Any thread may call it."""
+        if isinstance(source, np.ndarray):
+            return self.gather([self.shrink(frame) for frame in checked_frames(source)])
+        reader = replace(self.reader, num_frames={source: count_frames(source, self.reader.decoder)})
+        return VideoClip(*reader.crops(Sample(source, "", "")))
+
+    def shrink(self, frame_HWC: np.ndarray) -> np.ndarray:
+        """All that the network may need of a frame, uint8: its crops `[K, H, W, 3]`."""
+        return self.reader.transform.crop(frame_HWC[None])[:, 0]
+
+    def gather(self, frames: Sequence[np.ndarray]) -> VideoClip:
+        """What is needed of a video, all of whose frames went through `shrink`."""
+        reader = self.reader
+        indices_VT = VIEW_SAMPLERS[reader.sampling](len(frames), reader.length, reader.stride, reader.num_clips)
+        wanted_F, places = np.unique(indices_VT, return_inverse=True)
+        return VideoClip(np.stack([frames[i] for i in wanted_F], axis=1), places.reshape(indices_VT.shape))
 
     def classify(self, clips: Sequence[VideoClip]) -> list[Prediction]:
         """One prediction for each of some videos that `read` gave, one after the other."""
@@ -215,12 +240,13 @@ def load_predictor(
     values, state = read_checkpoint(checkpoint)
     if not state.config and checkpoint.suffix == ".safetensors" and checkpoint.with_suffix(".ckpt").is_file():
         state = read_checkpoint(checkpoint.with_suffix(".ckpt"))[1]
-    settings = _settings(checkpoint, config, values, state)
+    settings = settings_of(checkpoint, config, values, state)
     if model and model != settings.model.name:
         raise InputError(f"{checkpoint} holds the model {settings.model.name!r}, not {model!r}.")
     if settings.task not in ("pose", "openset"):
         raise InputError(
-            f"{checkpoint} is of task {settings.task}; only models of tasks pose and openset predict classes of clips."
+            f"{checkpoint} is of task {settings.task}; only models of tasks pose and openset know classes; "
+            "few-shot ones are shown examples (predict --support)."
         )
     names = _names(checkpoint, labels, values, state)
     network = (pose if settings.task == "pose" else openset_objective).make_model(settings, len(names))
@@ -232,7 +258,10 @@ def load_predictor(
     return VideoPredictor(network, settings, names)
 
 
-def _settings(checkpoint: Path, config: Path | None, values: Mapping[str, np.ndarray], state: TrainingState) -> Config:
+def settings_of(
+    checkpoint: Path, config: Path | None, values: Mapping[str, np.ndarray], state: TrainingState
+) -> Config:
+    """The config of a checkpoint that holds `values` and `state`: the one given, its own, or that beside it."""
     beside = checkpoint.with_name("config.yaml")
     if config or (not state.config and beside.is_file()):
         return load_config(config or beside)
@@ -274,6 +303,14 @@ def _fitting(num_frames: int) -> int:
     return next(length for length in LENGTHS if num_frames <= length)
 
 
+def checked_frames(frames_THWC: np.ndarray) -> np.ndarray:
+    """The frames; InputError if they are not uint8 `[T, H, W, 3]`."""
+    shape = frames_THWC.shape
+    if frames_THWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise InputError(f"video: an array {list(shape)} of {frames_THWC.dtype}; allowed is uint8 [T, H, W, 3].")
+    return frames_THWC
+
+
 def _at(found: Mapping[str, np.ndarray], index: int) -> dict[str, float]:
     return {name: float(values[index]) for name, values in found.items()}
 
@@ -281,5 +318,10 @@ def _at(found: Mapping[str, np.ndarray], index: int) -> dict[str, float]:
 def _prediction(
     labels: tuple[str, ...], logits: np.ndarray, probabilities: np.ndarray, found: dict[str, float], seen: np.ndarray
 ) -> Prediction:
-    name = next(name for name in _UNCERTAINTIES if name in found)
+    name = shown_uncertainty(found)
     return Prediction(labels, logits, probabilities, found[name], name, seen)
+
+
+def shown_uncertainty(found: Mapping[str, Any]) -> str:
+    """Which of some uncertainties is a prediction's."""
+    return next(name for name in _UNCERTAINTIES if name in found)
