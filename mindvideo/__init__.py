@@ -16,7 +16,7 @@
     engine/     loop.py  optim.py  checkpoint.py  device.py  run.py  log.py
     tasks/      fewshot.py  openset.py  pose.py  robust.py: join the above; openset_experiments.py: open-set numbers
                 from scores; robust_attack.py: the attack table
-    predict.py  what a network says of new clips;  serve/  the same over HTTP;  export.py  packages for other platforms
+    predict/    what a network says of new clips;  serve/  the same over HTTP;  export.py  packages for other platforms
     convert/    checkpoints of other programs
     zoo.py      papers, inputs and numbers of all models;  zoo_pages.py  the tables made of them
     schema.py   the keys of every YAML file;  config.py  reads them;  cli.py: `mindvideo train|eval|...`

@@ -20,7 +20,7 @@ from mindvideo.predict import load_few_shot, predict
 from mindvideo.predict.stream import slide
 from mindvideo.predict.support import find_examples
 from mindvideo.tasks import fewshot
-from mindvideo.tasks.fewshot_data import _readers
+from mindvideo.tasks.fewshot_data import make_readers
 from mindvideo.tasks.fewshot_episodes import queries, run_episodes
 from tests.serving import write_pose_checkpoint
 
@@ -54,7 +54,7 @@ def test_scores_are_those_of_an_episode(comparator, make_videos, tmp_path, capsy
             shutil.copy(samples[place].path, support / label / f"{number}.avi")
     predictor = load_few_shot(checkpoint, support, device="cpu")
     assert predictor.labels == ("A", "B", "C")
-    reader = _readers(predictor.config, {sample.path: FRAMES for sample in samples})[1]
+    reader = make_readers(predictor.config, {sample.path: FRAMES for sample in samples})[1]
     results = run_episodes(
         predictor.model, sampler, samples, reader,
         num_episodes=1, batch=4, workers=1, batch_norm="running", controls={},

@@ -100,14 +100,14 @@ def test_variable_frame_rate_keeps_the_frame_number(tmp_path, lossless, frames_T
 
 def test_only_what_is_needed_is_decoded(lossless, monkeypatch):
     decoded = []
-    decode = video._decode
+    decode = video.decode_all
 
     def counting(path):
         for frame in decode(path):
             decoded.append(frame)
             yield frame
 
-    monkeypatch.setattr(video, "_decode", counting)
+    monkeypatch.setattr(video, "decode_all", counting)
     read_frames(lossless, [7, 2])
     assert len(decoded) == 8
 

@@ -53,10 +53,10 @@ def count_frames(path: str | Path, decoder: str = "pyav") -> int:
     its own number of frames, which counts packets: more than can be decoded where headers are wrong.
     Raises VideoError when the file is missing, empty, cut short, corrupt or no video.
     """
-    path = _existing(path)
+    path = existing(path)
     read = _reader(decoder)
     if path.is_dir():
-        return len(_images(path))
+        return len(frame_files(path))
     _, count = _read_pyav(path, [])
     return count if decoder == "pyav" else read(path, [])[1]
 
@@ -67,7 +67,7 @@ def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, decoder: 
     Decoding stops at the last wanted frame, so damage behind it goes unseen: `count_frames` sees it.
     Raises VideoError as `count_frames` does, and for an index the video does not have.
     """
-    path = _existing(path)
+    path = existing(path)
     read = _read_folder if path.is_dir() else _reader(decoder)
     wanted, order = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     if wanted.size == 0 or wanted[0] < 0:
@@ -124,11 +124,11 @@ def _read_pyav(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], int]:
     reformatter = VideoReformatter()
     frames: list[np.ndarray] = []
     seen = 0
-    with closing(_decode(path)) as decoded:
+    with closing(decode_all(path)) as decoded:
         for frame in decoded:
             if len(frames) < len(wanted) and seen == wanted[len(frames)]:
                 rgb = reformatter.reformat(frame, format="rgb24", threads=1)
-                frames.append(_upright(frame, rgb.to_ndarray()))
+                frames.append(upright(frame, rgb.to_ndarray()))
             seen += 1
             if wanted and len(frames) == len(wanted):
                 break
@@ -168,8 +168,8 @@ def _read_decord(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], int]:
 
 
 def _read_folder(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], int]:
-    images = _images(path)
-    return [_read_image(images[index]) for index in wanted if index < len(images)], len(images)
+    images = frame_files(path)
+    return [read_frame_file(images[index]) for index in wanted if index < len(images)], len(images)
 
 
 _READERS: dict[str, Reader] = {"pyav": _read_pyav, "decord": _read_decord, "opencv": _read_opencv}
@@ -182,7 +182,7 @@ def _reader(decoder: str) -> Reader:
     return _READERS[decoder]
 
 
-def _existing(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
     """The path, once it is known to be there and, if a file, to be as long as it says it is."""
     path = Path(path)
     if not path.exists():
@@ -196,7 +196,7 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
-def _images(folder: Path) -> list[Path]:
+def frame_files(folder: Path) -> list[Path]:
     """The images of a frame folder, in natural order: img_2 before img_10."""
     images = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
     if not images:
@@ -205,7 +205,8 @@ def _images(folder: Path) -> list[Path]:
     return sorted(images, key=lambda p: ([int(s) if i % 2 else s for i, s in enumerate(parts[p])], p.name))
 
 
-def _read_image(path: Path) -> np.ndarray:
+def read_frame_file(path: Path) -> np.ndarray:
+    """An image of a frame folder, uint8 `[H, W, 3]`; VideoError if it is none."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
@@ -213,7 +214,7 @@ def _read_image(path: Path) -> np.ndarray:
         raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def _decode(path: Path) -> Generator[av.VideoFrame, None, None]:
+def decode_all(path: Path) -> Generator[av.VideoFrame, None, None]:
     """Every frame of the video stream in presentation order; VideoError at the first sign of damage."""
     seen = 0
     try:
@@ -238,7 +239,7 @@ def _decode(path: Path) -> Generator[av.VideoFrame, None, None]:
         raise VideoError(f"{path}: holds no frame")
 
 
-def _upright(frame: av.VideoFrame, image_HWC: np.ndarray) -> np.ndarray:
+def upright(frame: av.VideoFrame, image_HWC: np.ndarray) -> np.ndarray:
     """Turn and mirror by the display matrix, in quarter turns, as players do."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -55,8 +55,8 @@ def targets(clips: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
 def annotate_video(source: Path, rows: Sequence[Row], target: Path) -> None:
     """A video file or folder of frames, each frame above the last row that has begun."""
     if source.is_dir():
-        rate, images = FOLDER_RATE, video._images(source)
-        frames = ((n / FOLDER_RATE, video._read_image(path)) for n, path in enumerate(images))
+        rate, images = FOLDER_RATE, video.frame_files(source)
+        frames = ((n / FOLDER_RATE, video.read_frame_file(path)) for n, path in enumerate(images))
     else:
         rate = frame_rate(source)
         frames = stream_frames(source, rate)
@@ -92,16 +92,16 @@ def _caption(row: Row, width: int) -> Image.Image:
     line = text + gap
     image = Image.new("RGB", (width, (3 * line + 2 * gap) // 2 * 2), figures.PAPER)
     draw = ImageDraw.Draw(image)
-    bold, plain = figures._font(text, bold=True), figures._font(text - 2)
+    bold, plain = figures.font_of(text, bold=True), figures.font_of(text - 2)
     color = figures.WRONG if row.is_known is False else figures.INK
-    draw.text((gap, gap), figures._fit(row.verdict, bold, width - 2 * gap), color, bold)
+    draw.text((gap, gap), figures.fit_text(row.verdict, bold, width - 2 * gap), color, bold)
     bars = (
         ("probability", row.top[0][1], figures.SERIES[0]),
         (row.uncertainty_name, row.uncertainty, figures.SERIES[1]),
     )
     for number, (name, value, color) in enumerate(bars, start=1):
         top, left, right = gap + number * line, width * 2 // 5, width - 4 * text
-        draw.text((gap, top), figures._fit(name.replace("_", " "), plain, left - 2 * gap), figures.MUTED, plain)
+        draw.text((gap, top), figures.fit_text(name.replace("_", " "), plain, left - 2 * gap), figures.MUTED, plain)
         draw.rectangle((left, top, right, top + text), figures.PANEL)
         filled = round((right - left) * min(max(value, 0.0), 1.0))
         if filled:

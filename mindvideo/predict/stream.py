@@ -44,7 +44,7 @@ def frame_rate(path: Path) -> float:
     """Frames a second, as the container says; InputError for a folder of frames, VideoError where it does not say."""
     if path.is_dir():
         raise InputError(f"{path}: a folder of frames has no times; --every is for video files.")
-    with closing(video._decode(video._existing(path))) as decoded:
+    with closing(video.decode_all(video.existing(path))) as decoded:
         next(decoded)  # refuses what is no video
     with av.open(str(path), metadata_errors="ignore") as container:
         stream = container.streams.best("video")
@@ -58,11 +58,11 @@ def stream_frames(path: Path, rate: float) -> Iterator[tuple[float, np.ndarray]]
     """Every frame of a video file in order, uint8 `[H, W, 3]`, with its time in seconds since the first one: its time
     stamp's or, where it has none, by the rate. VideoError at the first sign of damage."""
     first = None
-    with closing(video._decode(video._existing(path))) as decoded:
+    with closing(video.decode_all(video.existing(path))) as decoded:
         for number, frame in enumerate(decoded):
             seconds = number / rate if frame.time is None else frame.time
             first = seconds if first is None else first
-            yield seconds - first, video._upright(frame, frame.to_ndarray(format="rgb24"))
+            yield seconds - first, video.upright(frame, frame.to_ndarray(format="rgb24"))
 
 
 def slide(predictor: Pieceable, path: Path, every: float) -> Iterator[Window]:

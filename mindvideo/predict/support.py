@@ -27,7 +27,7 @@ from mindvideo.models.arn import ARN
 from mindvideo.predict.inputs import find_clips
 from mindvideo.predict.predictors import Prediction, checked_frames, settings_of
 from mindvideo.tasks import fewshot
-from mindvideo.tasks.fewshot_data import _readers
+from mindvideo.tasks.fewshot_data import make_readers
 from mindvideo.tasks.fewshot_episodes import encode_all
 
 _ARRAY = Path("video")  # what messages call frames that are no file
@@ -47,7 +47,7 @@ class FewShotPredictor:
         self.model, self.config = model, config
         self.labels = tuple(dict.fromkeys(sample.label for sample in examples))
         counts = {sample.path: count_frames(sample.path, config.data.decoder) for sample in examples}
-        self.reader: ClipReader[ClipTransform] = _readers(config, counts)[1]
+        self.reader: ClipReader[ClipTransform] = make_readers(config, counts)[1]
         model.set_train(False)
         vectors, _ = encode_all(model, {}, list(examples), self.reader, batch=config.eval.batch, workers=1)
         self._support = Tensor(vectors.reshape(len(self.labels), -1, *vectors.shape[1:]))

@@ -201,17 +201,17 @@ def _draw_panel(
     panel = Image.new("RGB", (width, query_top + LINE_HEIGHT + frame_side + MARGIN), PAPER)
     draw = ImageDraw.Draw(panel)
 
-    draw.text((MARGIN, MARGIN), "Support", MUTED, _font(13))
+    draw.text((MARGIN, MARGIN), "Support", MUTED, font_of(13))
     movies = []
     for index, (name, clips) in enumerate(support):
         left = MARGIN + index % CARDS_PER_ROW * (CARD + GAP)
         top = MARGIN + LINE_HEIGHT + index // CARDS_PER_ROW * (card_height + LINE_HEIGHT + GAP)
         movies += _lay_mosaic(clips, left, top)
-        font = _font(13, bold=name in (true, predicted))
-        draw.text((left, top + card_height + 3), _fit(name, font, CARD), _color(name, true, predicted), font)
+        font = font_of(13, bold=name in (true, predicted))
+        draw.text((left, top + card_height + 3), fit_text(name, font, CARD), _color(name, true, predicted), font)
 
     draw.line((MARGIN, query_top - GAP, width - MARGIN, query_top - GAP), LINE)
-    draw.text((MARGIN, query_top), "Query", MUTED, _font(13))
+    draw.text((MARGIN, query_top), "Query", MUTED, font_of(13))
     top = query_top + LINE_HEIGHT
     verdict = _color(predicted, true, predicted)
     draw.rectangle((MARGIN, top, MARGIN + frame_side - 1, top + frame_side - 1), verdict)
@@ -253,11 +253,11 @@ def _color(name: str, true: str, predicted: str) -> str:
 def _draw_verdict(draw: ImageDraw.ImageDraw, left: int, top: int, right: int, true: str, predicted: str) -> None:
     """The true and the predicted class; a mark says right or wrong without the help of colour."""
     mark = "\u2713" if predicted == true else "\u2717"
-    plain, bold = _font(14), _font(14, bold=True)
+    plain, bold = font_of(14), font_of(14, bold=True)
     for line, (label, name, prefix) in enumerate((("true", true, ""), ("predicted", predicted, f"{mark} "))):
         y = top + line * LINE_HEIGHT
         draw.text((left, y), label, MUTED, plain)
-        text = _fit(prefix + name, bold, right - left - 84)
+        text = fit_text(prefix + name, bold, right - left - 84)
         draw.text((left + 84, y), text, _color(name, true, predicted), bold)
 
 
@@ -276,11 +276,11 @@ def _draw_scores(
     """
     base = min([0.0, *scores.values()])
     span = max([0.0, *(score - base for score in scores.values())])
-    font, bar_left, bar_right = _font(12), left + 146, right - 50
+    font, bar_left, bar_right = font_of(12), left + 146, right - 50
     best = sorted(scores, key=lambda name: -scores[name])[:MOST_SCORES]
     for line, name in enumerate(best):
         y = top + line * (LINE_HEIGHT + 4)
-        draw.text((left, y), _fit(name, font, 138), INK, font)
+        draw.text((left, y), fit_text(name, font, 138), INK, font)
         draw.rectangle((bar_left, y + 2, bar_right, y + 13), PANEL)
         if scores[name] > base:
             length = (bar_right - bar_left) * (scores[name] - base) / span
@@ -329,15 +329,15 @@ def _learn_palette(frames: Sequence[Image.Image], colors: int) -> Image.Image:
     return palette
 
 
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and covers more scripts than Pillow's own font."""
+def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans of so many pixels, which comes with matplotlib and covers more scripts than Pillow's own font."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text on one line, cut to `width` pixels with an ellipsis."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

@@ -61,7 +61,7 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
         say(note)
     counts, excluded = decode_check(config, [sample for members in found.values() for sample in members])
     whole = {part: [s for s in members if s.path in counts] for part, members in found.items()}
-    train_reader, eval_reader = _readers(config, counts)
+    train_reader, eval_reader = make_readers(config, counts)
     _check_lengths(whole, train_reader, eval_reader)
     second = whole.pop("second", [])
     samplers = {
@@ -108,7 +108,8 @@ def _sampler(config: Config, part: str, samples: list[Sample]) -> EpisodeSampler
         raise InputError(f"{part} part: {error}") from error
 
 
-def _readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, ClipReader]:
+def make_readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, ClipReader]:
+    """How training and how tests look at videos, whose true lengths are `counts`."""
     data = config.data
     size = (data.height, data.width)
     crop = (data.crop_scale, 1.0) if data.crop_scale < 1 else None
