@@ -20,7 +20,7 @@ from mindvideo.models.convnext import ConvNeXt
 from mindvideo.models.robust import Defended
 from mindvideo.tasks import robust_objective
 from mindvideo.tasks.robust_attack import Budgets
-from mindvideo.tasks.robust_attack_report import NAIVE, SAME_BUDGET, SWEEP
+from mindvideo.tasks.robust_attack_report import NAIVE, SAME_BUDGET, SWEEP, _short
 from mindvideo.tasks.robust_objective import FGSM_STEPS, Objective, TrainingInputs, make_target
 from tests.tiny import logged, result
 
@@ -157,6 +157,14 @@ def test_the_attack_table(trained, made, tmp_path, capsys):
     report = (tmp_path / "tiny-attack" / "report.html").read_text()
     assert "gradient masking" in report
     assert report.count("<img") == 4
+
+
+@pytest.mark.parametrize(("names", "short"), [
+    (["a_b_x", "a_b_y", "a_b_y_z"], ["x", "y", "y_z"]), (["tiny"], ["tiny"]), (["a_x", "b_x"], ["a_x", "b_x"]),
+    (["a_xy", "a_xz (2)"], ["xy", "xz (2)"]),
+])  # fmt: skip
+def test_charts_have_short_names(names, short):
+    assert _short(names) == dict(zip(names, short, strict=True))
 
 
 def test_budgets_are_of_the_published_size(made):

@@ -119,8 +119,9 @@ def _as_text(table: Table) -> str:
 
 def _bars(result: dict[str, Any]) -> Figure:
     """For each row, accuracy as it is, under naive PGD, and in the worst case."""
+    short = _short(list(result["rows"]))
     groups = {
-        name: {
+        short[name]: {
             label: tuple(100 * rate[key] for key in ("value", "low", "high"))
             for label, rate in (
                 ("not attacked", row["clean"]), ("naive PGD", row["robust_accuracy"]["PGD Linf"]),
@@ -137,9 +138,20 @@ def _bars(result: dict[str, Any]) -> Figure:
     )  # fmt: skip
 
 
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """The names without the words that all begin with, for charts."""
+    common = 0
+    for words in zip(*(name.split("_")[:-1] for name in names), strict=False):
+        if len(set(words)) > 1:
+            break
+        common += len(words[0]) + 1
+    return {name: name[common:] for name in names}
+
+
 def _sweep(rows: Sequence[Row], config: Config) -> Figure:
     budgets = np.array(SWEEP) * config.attack.linf * 255
-    named = {row.name: Line(budgets, 100 * np.array([hits.mean() for hits in row.sweep])) for row in rows}
+    short = _short([row.name for row in rows])
+    named = {short[row.name]: Line(budgets, 100 * np.array([hits.mean() for hits in row.sweep])) for row in rows}
     return Figure(
         "Accuracy under PGD that looks past the defence, as its budget grows: it must fall to chance.",
         lines(named, title="Accuracy against budget", x_label="largest change of a pixel, of 255", y_label="right (%)"),
