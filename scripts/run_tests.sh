@@ -11,6 +11,7 @@ source "$(dirname "$0")/common.sh"
 
 ensure_environment "dev"
 cd "$ROOT"
-# A process for each core, which compiles and computes with one thread.
+# A process for each core, which compiles and computes with one thread; nproc itself looks at OMP_NUM_THREADS.
+processes=$(env -u OMP_NUM_THREADS nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$VENV/bin/python" -m pytest --numprocesses="$(nproc)" --dist=loadfile "$@"
+exec "$VENV/bin/python" -m pytest --numprocesses="$processes" --dist=loadfile "$@"

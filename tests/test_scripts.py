@@ -170,4 +170,8 @@ def test_distributed_training_refuses_clearly(shell):
 
 
 def test_run_tests_hands_its_arguments_to_pytest(shell):
-    assert shell.called("run_tests.sh", "-k", "a b") == ["-m", "pytest", "-k", "a b"]
+    command = shell.called("run_tests.sh", "-k", "a b")
+    assert command[:2] + command[4:] == ["-m", "pytest", "-k", "a b"]
+    processes, distribution = command[2:4]
+    assert int(processes.removeprefix("--numprocesses=")) >= 1
+    assert distribution == "--dist=loadfile"
