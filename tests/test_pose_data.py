@@ -18,6 +18,7 @@ from mindvideo.data.pose import (
     axis_angle_to_rotation6d,
     collate,
     crop,
+    joint_positions,
     mirror,
     padded_length,
     parse_pose,
@@ -347,3 +348,14 @@ def test_real_clips_are_rotations(real_data):
         rows = read_pose(clip.path).reshape(-1, 2, 3).astype(np.float64)
         np.testing.assert_allclose(np.linalg.norm(rows, axis=2), 1, atol=1e-6)
         np.testing.assert_allclose((rows[:, 0] * rows[:, 1]).sum(axis=1), 0, atol=1e-6)
+
+
+def test_joint_positions_of_what_is_no_rotation_are_those_at_rest():
+    rest = np.tile(np.array([1, 0, 0, 0, 1, 0], np.float32), (3, 24, 1))
+    broken = rest.copy()
+    broken[1, 4] = 0.0
+    broken[2, 7] = [1, 0, 0, 2, 0, 0]  # rows that are parallel
+    expected = joint_positions(rest)
+    assert expected.shape == (3, 24, 3)
+    assert expected[:, 15, 1].min() > 0.3  # the head
+    np.testing.assert_allclose(joint_positions(broken), expected, atol=1e-6)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from scipy.spatial.transform import Rotation
 
-from mindvideo.data.stickfigure_actions import JOINTS
+from mindvideo.data.stickfigure_actions import JOINTS, forward_kinematics
 from mindvideo.errors import InputError
 
 NUM_JOINTS, NUM_VALUES = 24, 6
@@ -26,6 +26,9 @@ MOST_BYTES = 64 * 2**20
 MOST_FRAMES = 32_768
 LARGEST_ANGLE = 100.0  # radians; beyond, float32 has few digits left for what counts
 LARGEST_ENTRY = 1.01  # of a rotation matrix, with room for rounding and noise
+
+_AT_REST = np.array([1, 0, 0, 0, 1, 0], np.float32)
+_HEAD = JOINTS.index("head")
 
 FEWEST_CROPPED = 20  # frames
 NOISE_STD = 1e-4
@@ -118,6 +121,22 @@ def rotation6d_to_axis_angle(rotations: np.ndarray) -> np.ndarray:
     second /= np.linalg.norm(second, axis=1, keepdims=True)
     matrices = np.stack([first, second, np.cross(first, second)], axis=1)
     return Rotation.from_matrix(matrices).as_rotvec().reshape(*rotations.shape[:-1], 3).astype(np.float32)
+
+
+def joint_positions(poses_TJC: np.ndarray) -> np.ndarray:
+    """Joint positions `[T, 24, 3]` of rotation-6D, in metres about the pelvis, y up.
+
+    Six numbers that are no rotation count as none. Some recordings have y down, as cameras do: where heads are below
+    pelvises on average, the figure is turned over.
+    """
+    first, second = poses_TJC[..., :3], poses_TJC[..., 3:]
+    lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    broken = np.linalg.norm(np.cross(first, second), axis=-1) <= 1e-3 * lengths
+    vectors_TJ3 = rotation6d_to_axis_angle(np.where(broken[..., None], _AT_REST, poses_TJC))
+    positions_TJ3 = forward_kinematics(vectors_TJ3, np.zeros((len(poses_TJC), 3)))
+    if positions_TJ3[:, _HEAD, 1].mean() < 0:
+        positions_TJ3[..., 1:] *= -1
+    return positions_TJ3
 
 
 def crop(poses_TJC: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from mindvideo.data import video
 from mindvideo.data.datasets import video_name
-from mindvideo.data.pose import read_pose, rotation6d_to_axis_angle
-from mindvideo.data.stickfigure_actions import JOINTS, PARENTS, forward_kinematics
+from mindvideo.data.pose import joint_positions, read_pose
+from mindvideo.data.stickfigure_actions import PARENTS
 from mindvideo.errors import InputError
 from mindvideo.predict.results import Row, refuse_existing
 from mindvideo.predict.stream import frame_rate, stream_frames
@@ -27,7 +27,6 @@ LEAST_WIDTH = 320  # pixels; smaller frames are enlarged, so that the text below
 FOLDER_RATE, POSE_RATE = 25.0, 20.0  # frames a second where nothing says
 MOST_POSES = 600  # a longer recording is shown in as many frames
 SKELETON_SIDE = 320
-_HEAD = JOINTS.index("head")
 
 # suffix -> codec, pixel format, options; FFmpeg gives this format of GIF one palette for all frames
 _CODECS = {".mp4": ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"}), ".gif": ("gif", "rgb8", {})}
@@ -65,7 +64,9 @@ def annotate_video(source: Path, rows: Sequence[Row], target: Path) -> None:
 
 def annotate_poses(source: Path, row: Row, target: Path) -> None:
     """The skeleton of an .npy file of poses, seen from the front."""
-    positions_TJ3 = _positions(read_pose(source))
+    poses_TJC = read_pose(source)
+    chosen = np.linspace(0, len(poses_TJC) - 1, min(len(poses_TJC), MOST_POSES)).round().astype(int)
+    positions_TJ3 = joint_positions(poses_TJC[chosen])
     frames = ((0.0, frame_HWC) for frame_HWC in _skeletons(positions_TJ3))
     _write(target, _captioned(frames, [row]), POSE_RATE)
 
@@ -108,19 +109,6 @@ def _caption(row: Row, width: int) -> Image.Image:
             draw.rectangle((left, top, left + filled, top + text), color)
         draw.text((width - gap, top), f"{value:.3f}", figures.INK, plain, anchor="ra")
     return image
-
-
-def _positions(poses_TJC: np.ndarray) -> np.ndarray:
-    """Joint positions `[T, J, 3]` about the pelvis, y up, of at most so many frames, evenly chosen.
-
-    Some recordings have y down, as cameras do: where heads are below pelvises, the figure is turned over.
-    """
-    chosen = np.linspace(0, len(poses_TJC) - 1, min(len(poses_TJC), MOST_POSES)).round().astype(int)
-    vectors_TJ3 = rotation6d_to_axis_angle(poses_TJC[chosen])
-    positions_TJ3 = forward_kinematics(vectors_TJ3, np.zeros((len(chosen), 3)))
-    if positions_TJ3[:, _HEAD, 1].mean() < 0:
-        positions_TJ3[..., 1:] *= -1
-    return positions_TJ3
 
 
 def _skeletons(positions_TJ3: np.ndarray) -> Iterator[np.ndarray]:
