@@ -87,21 +87,17 @@ class Network:
         batch: samples at once; the last ones are filled up.
         seed: None if the cell draws nothing. Else every pass of a batch has its own draw, and these follow from the
             seed and the passes before.
-        fixed: one and the same draw for every pass.
     """
 
-    def __init__(self, cell: nn.Cell, batch: int, *, seed: int | None = None, fixed: bool = False):
-        self.cell, self.batch, self.fixed = cell, batch, fixed
+    def __init__(self, cell: nn.Cell, batch: int, *, seed: int | None = None):
+        self.cell, self.batch = cell, batch
         self._graphs: dict[str, Callable[..., Any]] = {}
         self._rng = None if seed is None else np.random.default_rng(seed)
-        self._draw = None if self._rng is None else self._next_draw(self._rng)
 
     def restart(self, *seed: int) -> None:
         """Begin the draws anew from a seed, such as a run's and the number of a step; nothing if there are none."""
-        if self._rng is None:
-            return
-        self._rng = np.random.default_rng(seed)
-        self._draw = self._next_draw(self._rng)
+        if self._rng is not None:
+            self._rng = np.random.default_rng(seed)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """As `Target` says; InputError where they are not finite."""
@@ -143,13 +139,7 @@ class Network:
 
     def _drawn(self) -> Tensor | None:
         """The seed of this pass."""
-        if self._rng is not None and not self.fixed:
-            self._draw = self._next_draw(self._rng)
-        return self._draw
-
-    @staticmethod
-    def _next_draw(rng: np.random.Generator) -> Tensor:
-        return Tensor(rng.integers(2**32, dtype=np.uint32))
+        return None if self._rng is None else Tensor(self._rng.integers(2**32, dtype=np.uint32))
 
 
 class Averaged:
