@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution, batch norm and pooling for CPUs over oneDNN 3, as MindSpore cells with gradients.
+"""Convolution, norms, pooling and GELU for CPUs over oneDNN 3, as MindSpore cells with gradients.
 
     build.py       compiles operators.cc on first use
-    operators.cc   the operators
-    operators.py   the cells: convolutions, batch norms, pooling
+    operators.cc   the operators;  call.h  how they reach oneDNN
+    operators.py   the cells
 
 MindSpore's own CPU operators call an old oneDNN with fixed layouts and are several times slower. The two
 differ by float32 rounding only. Where the native ones do not load, `available()` is False and `reason()`

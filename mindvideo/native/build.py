@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("operators.cc")
+HEADER = SOURCE.with_name("call.h")
 FLAGS = ("-O3", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
@@ -45,7 +46,7 @@ def library() -> Path:
         raise BuildError(f"no C++ compiler: {os.environ.get('CXX', 'g++')!r} is not on PATH")
     command = [compiler, *FLAGS, str(SOURCE), f"-I{include}", str(onednn), f"-Wl,-rpath,{onednn.parent}"]
 
-    content = [SOURCE.read_text(), *command, metadata.version("onednn-cpu-gomp")]
+    content = [SOURCE.read_text(), HEADER.read_text(), *command, metadata.version("onednn-cpu-gomp")]
     key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindvideo"
     target = cache / f"libmindvideo_native-{key}.so"
