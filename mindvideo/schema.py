@@ -25,6 +25,8 @@ class Field:
             value = ""
         if kind is str and type(value) is int and str(value) in self.choices:
             value = str(value)
+        if value is False and "off" in self.choices:  # YAML reads a plain `off` so
+            value = "off"
         if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
             try:  # YAML reads 1e-3 as a string
                 value = float(value)
@@ -91,6 +93,11 @@ _VIDEOS: dict[str, Any] = {
 _CONTINUE: dict[str, Any] = {
     "resume": Field("never", "continue the run of this name", choices=("never", "auto")),
     "pretrained": Field("", "checkpoint to start from"),
+    "accumulate": Field(
+        1, "batches a step, whose gradients are averaged; several processes deal them among them", low=1, high=4096
+    ),
+    "amp": Field("off", "O2: most of the network in float16; auto: on GPU and Ascend", choices=("off", "O2", "auto")),
+    "ema": Field(0.0, "share that an average of the weights keeps of itself a step; 0: none", low=0.0, high=0.99999),
     "tensorboard": Field(False, "also write TensorBoard files"),
 }
 

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_frames_and_augmentation_come_from_one_stream(samples):
 def test_episodes_equal_direct_reading_for_any_number_of_workers(samples, sampler, workers):
     """Episode i is a function of seed and i alone: support, then queries by class, from one random stream."""
     read = reader(samples)
-    loaded = list(load_episodes(sampler, samples, read, start=0, stop=5, workers=workers))
+    loaded = list(load_episodes(sampler, samples, read, numbers=range(5), workers=workers))
     assert len(loaded) == 5
     for number, (support, query) in enumerate(loaded):
         assert support.shape == (WAY, SHOT, 3, 4, 16, 24)
@@ -83,8 +84,8 @@ def test_episodes_equal_direct_reading_for_any_number_of_workers(samples, sample
 @pytest.mark.parametrize("workers", [1, 2])
 def test_starting_later_gives_the_same_episodes(samples, sampler, workers):
     read = reader(samples)
-    whole = list(load_episodes(sampler, samples, read, start=0, stop=6, workers=1))
-    later = list(load_episodes(sampler, samples, read, start=4, stop=6, workers=workers))
+    whole = list(load_episodes(sampler, samples, read, numbers=range(6), workers=1))
+    later = list(load_episodes(sampler, samples, read, numbers=range(4, 6), workers=workers))
     assert len(later) == 2
     for (support, query), (expected_support, expected_query) in zip(later, whole[4:], strict=True):
         assert np.array_equal(support, expected_support)
@@ -97,9 +98,9 @@ def test_an_augmentation_adds_disturbed_clips_and_labels(samples, sampler, name,
     """And leaves the clips as they are without it, wherever loading starts."""
     read = reader(samples, transform=replace(RANDOM, size=(16, 16)))
     augmentation = make_augmentation(name, length=4, permutations=2, block=2)
-    plain = list(load_episodes(sampler, samples, read, start=2, stop=5, workers=1))
-    whole = list(load_episodes(sampler, samples, read, start=0, stop=5, workers=1, augmentation=augmentation))
-    loaded = load_episodes(sampler, samples, read, start=2, stop=5, workers=workers, augmentation=augmentation)
+    plain = list(load_episodes(sampler, samples, read, numbers=range(2, 5), workers=1))
+    whole = list(load_episodes(sampler, samples, read, numbers=range(5), workers=1, augmentation=augmentation))
+    loaded = load_episodes(sampler, samples, read, numbers=range(2, 5), workers=workers, augmentation=augmentation)
     for row, expected, (support, query) in zip(loaded, whole[2:], plain, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(row, expected, strict=True))
         assert np.array_equal(row[0], support)
@@ -119,7 +120,7 @@ def test_an_augmentation_adds_disturbed_clips_and_labels(samples, sampler, name,
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_augmentation_that_does_not_fit_ends_loading(samples, sampler, workers):
     read = reader(samples)
-    loading = load_episodes(sampler, samples, read, start=0, stop=2, workers=workers, augmentation=Rotation())
+    loading = load_episodes(sampler, samples, read, numbers=range(2), workers=workers, augmentation=Rotation())
     with pytest.raises(InputError, match=r"^frames of 16 x 24 cannot be rotated; they must be square"):
         next(loading)
 
@@ -128,8 +129,8 @@ def test_an_augmentation_that_does_not_fit_ends_loading(samples, sampler, worker
 def test_unknown_queries_follow_the_known(samples, sampler, workers):
     read = reader(samples)
     more = EpisodeSampler(samples, way=WAY, shot=SHOT, query=QUERY, seed=4, unknown=2)
-    known = load_episodes(sampler, samples, read, start=0, stop=3, workers=1)
-    loaded = load_episodes(more, samples, read, start=0, stop=3, workers=workers)
+    known = load_episodes(sampler, samples, read, numbers=range(3), workers=1)
+    loaded = load_episodes(more, samples, read, numbers=range(3), workers=workers)
     for number, ((support, query), (expected_support, expected_query)) in enumerate(zip(loaded, known, strict=True)):
         assert np.array_equal(support, expected_support)
         assert np.array_equal(query[: WAY * QUERY], expected_query)
@@ -143,8 +144,8 @@ def test_unknown_queries_follow_the_known(samples, sampler, workers):
 
 def test_stopping_early_leaves_the_next_loader_well(samples, sampler):
     read = reader(samples)
-    first = list(islice(load_episodes(sampler, samples, read, start=0, stop=1000, workers=2), 2))
-    again = list(load_episodes(sampler, samples, read, start=0, stop=2, workers=2))
+    first = list(islice(load_episodes(sampler, samples, read, numbers=range(1000), workers=2), 2))
+    again = list(load_episodes(sampler, samples, read, numbers=range(2), workers=2))
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
 
 
@@ -177,8 +178,22 @@ def test_a_broken_video_in_an_episode_ends_loading_with_its_path(samples, sample
     broken = samples[episode.query_NQ[1, 2]].path
     truncate(broken)
     with pytest.raises(VideoError) as caught:
-        list(load_episodes(sampler, samples, reader(samples), start=0, stop=8, workers=workers))
+        list(load_episodes(sampler, samples, reader(samples), numbers=range(8), workers=workers))
     assert str(caught.value).startswith(f"{broken}: ")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_process_that_is_killed_ends_loading(samples, sampler, victim):
+    """MindSpore alone would end this whole process or, where something minds its signal, wait for ever."""
+    before = set(active_children())
+    loading = load_episodes(sampler, samples, reader(samples), numbers=range(1000), workers=2)
+    next(loading)
+    workers = sorted((p for p in set(active_children()) - before if "Clean" not in p.name), key=lambda p: str(p.pid))
+    assert len(workers) == 2
+    workers[victim].kill()
+    with pytest.raises(InputError, match=rf"^data process {workers[victim].pid} was killed or crashed"):
+        list(loading)
+    assert len(list(load_episodes(sampler, samples, reader(samples), numbers=range(3), workers=2))) == 3
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -190,7 +205,7 @@ def test_an_impossible_episode_ends_loading_with_its_number(samples, workers):
     ]
     impossible = EpisodeSampler(entangled, way=2, shot=5, query=1, seed=0)
     with pytest.raises(InputError, match=r"^episode 7: the sources of .* cannot be dealt"):
-        list(load_episodes(impossible, entangled, reader(samples), start=7, stop=9, workers=workers))
+        list(load_episodes(impossible, entangled, reader(samples), numbers=range(7, 9), workers=workers))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -230,6 +245,9 @@ CLASSES = ["C", "A", "B"]  # a class's number is its place, not its rank in the 
 BATCH = 4
 
 
+ONCE = {"numbers": range(1), "per_epoch": 1, "workers": 1}
+
+
 def train_reader(samples: list[Sample]) -> ClipReader:
     counts = {sample.path: FRAMES for sample in samples}
     return ClipReader(TrainTransform(16, 20, color=True), "consecutive", 4, counts, stride=2, short="loop")
@@ -237,7 +255,8 @@ def train_reader(samples: list[Sample]) -> ClipReader:
 
 def batches(samples: list[Sample], start: int, stop: int, workers: int = 1, seed: int = 7) -> list:
     read = train_reader(samples)
-    return list(load_batches(samples, CLASSES, read, batch=BATCH, seed=seed, start=start, stop=stop, workers=workers))
+    dealt = {"numbers": range(start, stop), "per_epoch": len(samples) // BATCH, "workers": workers}
+    return list(load_batches(samples, CLASSES, read, batch=BATCH, seed=seed, **dealt))
 
 
 def test_a_batch_is_read_from_its_step_alone(samples):
@@ -271,7 +290,7 @@ def test_no_sample_comes_twice_in_an_epoch(samples):
     def read(sample: Sample, _: np.random.Generator) -> np.ndarray:
         return np.array([number_of[sample.path]])
 
-    settings = {"batch": BATCH, "seed": 0, "start": 0, "stop": 80, "workers": 1}
+    settings = {"batch": BATCH, "seed": 0, "numbers": range(80), "per_epoch": 4, "workers": 1}
     steps = [clips[:, 0] for clips, _ in load_batches(samples, CLASSES, read, **settings)]
     epochs = [tuple(np.concatenate(steps[i : i + 4])) for i in range(0, 80, 4)]
     assert all(len(set(epoch)) == 16 for epoch in epochs)
@@ -293,7 +312,7 @@ def test_seeds_give_other_batches(samples):
     ],
 )
 def test_mistakes_in_batches_are_named(samples, batch, classes, message):
-    loading = load_batches(samples, classes, train_reader(samples), batch=batch, seed=0, start=0, stop=1, workers=1)
+    loading = load_batches(samples, classes, train_reader(samples), batch=batch, seed=0, **ONCE)
     with pytest.raises(InputError, match=message):
         next(loading)
 

@@ -16,8 +16,9 @@ from mindvideo.cli import main
 from mindvideo.data.manifest import Sample
 from mindvideo.data.video import write_video
 from mindvideo.engine.checkpoint import read_checkpoint
+from mindvideo.engine.step import Step
 from mindvideo.errors import InputError
-from mindvideo.tasks import openset
+from mindvideo.tasks import setup
 from mindvideo.tasks.openset_data import hold_out
 from mindvideo.tasks.openset_views import Views, average_views
 from tests.tiny import logged, result
@@ -40,10 +41,8 @@ eval: {{clips: 2, crops: center, size: 32, batch: 5}}
 """
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Iterator[Path]:
-    """tiny.yaml and a tree of videos like UCF101's, each class in its own colour; frame counts are cached beside it."""
-    root = tmp_path_factory.mktemp("tree")
+def write_tree(root: Path) -> None:
+    """tiny.yaml and a tree of videos like UCF101's, each class in its own colour."""
     (root / "tiny.yaml").write_text(CONFIG)
     rng = np.random.default_rng(0)
     for name, color in zip(CLASSES, 60 + 140 * np.eye(3, dtype=int), strict=True):
@@ -52,6 +51,13 @@ def tree(tmp_path_factory) -> Iterator[Path]:
                 noisy = color + rng.integers(-50, 50, (28, 4, 6, 3))
                 frames_THWC = noisy.astype(np.uint8).repeat(8, axis=1).repeat(8, axis=2)
                 write_video(root / "videos" / name / f"{stem(name, group, clip)}.avi", frames_THWC)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Iterator[Path]:
+    """The folder of that experiment; frame counts are cached beside it."""
+    root = tmp_path_factory.mktemp("tree")
+    write_tree(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINDVIDEO_CACHE", str(root / "cache"))
         yield root
@@ -87,7 +93,7 @@ def straight(tree, tmp_path_factory) -> Path:
 def test_a_run_leaves_all_its_files(straight):
     assert {path.name for path in straight.iterdir()} == {
         *("config.yaml", "log.csv", "log.jsonl", "scores", "result.json", "report.html", "figures"),
-        *("best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"),
+        *("best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors", "previous.ckpt"),
     }
     figures = {path.name: path.stat().st_size for path in (straight / "figures").iterdir()}
     assert figures.keys() == {"known-classes-0.png", "training-0.png", "training-1.png"}
@@ -160,21 +166,17 @@ def test_evaluating_the_best_checkpoint_gives_the_run_s_numbers(straight, tree, 
 
 def fail_at(patch: pytest.MonkeyPatch, number: int, kind: str) -> None:
     """From the next training on, Ctrl-C comes in step `number` of it, or a crash before it ends."""
-    make_step = openset.make_step
+    calls = iter(range(1, STEPS + 1))
 
-    def make_failing_step(*arguments, **options):
-        step, calls = make_step(*arguments, **options), iter(range(1, STEPS + 1))
-
-        def failing(*batch):
+    class FailingStep(Step):
+        def __call__(self, batches):
             if next(calls) == number:
                 if kind == "crash":
                     raise RuntimeError("crashed")
                 signal.raise_signal(signal.SIGINT)
-            return step(*batch)
+            return super().__call__(batches)
 
-        return failing
-
-    patch.setattr(openset, "make_step", make_failing_step)
+    patch.setattr(setup, "Step", FailingStep)
 
 
 def test_a_run_that_crashed_and_was_stopped_ends_with_the_same_weights(straight, tree, tmp_path, capsys):

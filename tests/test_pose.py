@@ -47,10 +47,9 @@ def movement(label: int, rng: np.random.Generator) -> np.ndarray:
     return angles_TJ3.reshape(num_frames, 72).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Iterator[Path]:
+def write_movements(root: Path) -> None:
     """tiny.yaml, and clips.csv with its files: half of them axis-angle, half rotation-6D."""
-    root, rng, samples = tmp_path_factory.mktemp("made"), np.random.default_rng(0), []
+    rng, samples = np.random.default_rng(0), []
     (root / "tiny.yaml").write_text(CONFIG)
     for performer in PERFORMERS:
         for label, name in enumerate(CLASSES):
@@ -59,6 +58,13 @@ def made(tmp_path_factory) -> Iterator[Path]:
                 np.save(root / path, array if take % 2 else axis_angle_to_rotation6d(array.reshape(-1, 24, 3)))
                 samples.append(Sample(path, name, performer))
     write_csv(root / "clips.csv", samples)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The folder of that experiment."""
+    root = tmp_path_factory.mktemp("made")
+    write_movements(root)
     return root
 
 
@@ -79,7 +85,7 @@ def test_a_run_leaves_all_its_files(straight):
     weights = [
         f"{name}.{suffix}" for name in ("fold1", "fold2", "fold3", "best", "last") for suffix in ("ckpt", "safetensors")
     ]
-    others = ("config.yaml", "log.csv", "log.jsonl", "result.json", "report.html", "figures")
+    others = ("previous.ckpt", "config.yaml", "log.csv", "log.jsonl", "result.json", "report.html", "figures")
     assert {path.name for path in straight.iterdir()} == {*weights, *others}
     figures = {path.name: path.stat().st_size for path in (straight / "figures").iterdir()}
     assert figures.keys() == {
@@ -280,7 +286,7 @@ def test_pretrained_weights_are_the_start_of_every_fold(straight, made, tmp_path
     config = load_config(made / "tiny.yaml", [f"data.root={made / 'clips.csv'}", f"train.pretrained={source}"])
     data = prepare_data(config)
     model = pose.make_model(config, 3)
-    training = pose.Training(config, data, model)
+    training = pose.Training(config, data, model, "cpu")
     expected, state = load_file(source), TrainingState("actionnet", config=config.to_dict(), best=0.5)
     for number in range(3):
         model.initialize(7)
@@ -291,7 +297,7 @@ def test_pretrained_weights_are_the_start_of_every_fold(straight, made, tmp_path
 
 def test_one_fold_can_be_trained_alone(made):
     config = load_config(made / "tiny.yaml", [f"data.root={made / 'clips.csv'}", "data.fold=2"])
-    training = pose.Training(config, prepare_data(config), pose.make_model(config, 3))
+    training = pose.Training(config, prepare_data(config), pose.make_model(config, 3), "cpu")
     assert (training.numbers, training.ends) == ([1], [STEPS // 3])
 
 

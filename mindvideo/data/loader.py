@@ -2,8 +2,8 @@
 """From samples to batches through mindspore.dataset: the only file that imports it.
 
 Whatever the number of worker processes, item i is computed from the seed and i alone and items come in order,
-so a run can be repeated, and continued at any step. C channels, T frames, H height, W width; N way, K shot,
-M queries; B batch, V views.
+so a run can be repeated, continued at any step, and dealt among processes. C channels, T frames, H height, W width;
+N way, K shot, M queries; B batch, V views.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import cpu_count
+from multiprocessing import connection, cpu_count
 from pathlib import Path
+from threading import Thread
+from time import sleep
 from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
@@ -129,28 +131,27 @@ class _Source(Protocol):
 
 
 class _Episodes:
-    """Row i: what `load_episodes` tells of episode `start + i`."""
+    """Row i: what `load_episodes` tells of episode `numbers[i]`."""
 
     def __init__(
         self,
         sampler: EpisodeSampler,
         samples: Sequence[Sample],
         reader: ClipReader,
-        start: int,
-        stop: int,
+        numbers: Sequence[int],
         augmentation: Augmentation | None,
         is_random: bool,
     ):
         self.is_random = is_random
         self.sampler, self.samples, self.reader = sampler, samples, reader
-        self.start, self.stop, self.augmentation = start, stop, augmentation
+        self.numbers, self.augmentation = numbers, augmentation
         self.columns = 4 if augmentation else 2
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        number = self.start + int(index)
+        number = self.numbers[int(index)]
         episode = self.sampler.episode(number)
         # 1: another stream than the sampler's
         rng = np.random.default_rng((self.sampler.seed, number, 1)) if self.is_random else None
@@ -190,7 +191,7 @@ class _Clips:
 
 
 class _Batches:
-    """Row i: clips and labels of training step `start + i`."""
+    """Row i: clips and labels of training batch `numbers[i]`."""
 
     columns = 2
 
@@ -201,8 +202,8 @@ class _Batches:
         reader: Reader,
         batch: int,
         seed: int,
-        start: int,
-        stop: int,
+        numbers: Sequence[int],
+        per_epoch: int,
     ):
         number_of = {name: number for number, name in enumerate(classes)}
         for sample in samples:
@@ -214,17 +215,17 @@ class _Batches:
             raise InputError(f"batch is {batch}, it must be in [1, {len(samples)}], the number of training videos.")
         self.labels = np.array([number_of[sample.label] for sample in samples], np.int32)
         self.samples, self.reader, self.batch, self.seed = samples, reader, batch, seed
-        self.start, self.stop = start, stop
+        self.numbers, self.per_epoch = numbers, per_epoch
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        step = self.start + int(index)
-        epoch, place = divmod(step, len(self.samples) // self.batch)
+        number = self.numbers[int(index)]
+        epoch, place = divmod(number, self.per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
         chosen = order[place * self.batch : (place + 1) * self.batch]
-        rng = np.random.default_rng((self.seed, step, 1))  # 1: another stream than the order's
+        rng = np.random.default_rng((self.seed, number, 1))  # 1: another stream than the order's
         return np.stack([self.reader(self.samples[i], rng) for i in chosen]), self.labels[chosen]
 
 
@@ -266,10 +267,13 @@ class _Guarded:
 
 def _rows(source: _Source, workers: int) -> Iterator[tuple[Any, ...]]:
     """The rows of `source` in order, made by `workers` processes; raises an InputError that a worker met."""
+    if not len(source):
+        return
     names = [f"column{i}" for i in range(source.columns)] + ["error"]
     ds.config.set_prefetch_size(_PREFETCH)
     cv2.setNumThreads(0)  # workers share the cores with training
     workers = min(workers, cpu_count())  # MindSpore refuses more
+    ds.config.set_enable_watchdog(False)  # it ends this process without a word where a worker is lost; see _lost
     dataset = ds.GeneratorDataset(
         _Guarded(source),
         names,
@@ -277,11 +281,40 @@ def _rows(source: _Source, workers: int) -> Iterator[tuple[Any, ...]]:
         num_parallel_workers=workers,
         python_multiprocessing=workers > 1,
     )
-    for *arrays, error in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
-        if error.size:
-            kind, _, message = error.tobytes().decode().partition(":")
-            raise (VideoError if kind == "VideoError" else InputError)(message)
-        yield tuple(arrays)
+    iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    lost = _lost(iterator.dataset.sample_fn) if workers > 1 else []
+    try:
+        for *arrays, error in iterator:
+            if error.size:
+                kind, _, message = error.tobytes().decode().partition(":")
+                raise (VideoError if kind == "VideoError" else InputError)(message)
+            yield tuple(arrays)
+    except RuntimeError:
+        if not lost:
+            raise
+    if lost:
+        raise InputError(
+            f"data process {lost[0]} was killed or crashed. If memory was short, lower data.workers; "
+            "train.resume=auto continues from the last checkpoint."
+        )
+
+
+def _lost(maker: Any) -> list[int]:
+    """A list that gets the number of the first worker process of `maker` that dies before its time. The rows end then:
+    MindSpore would wait for that worker's for ever."""
+    lost: list[int] = []
+
+    def watch() -> None:
+        while len(getattr(maker, "pids", ())) < maker.num_worker:  # the first row asked for starts them
+            sleep(0.1)
+        workers, over = list(maker.workers), maker.eof
+        dead = connection.wait([worker.sentinel for worker in workers])
+        if not over.is_set():  # else they were told to go
+            lost.extend(worker.pid for worker in workers if worker.sentinel in dead)
+            over.set()
+
+    Thread(target=watch, daemon=True).start()
+    return lost
 
 
 def load_episodes(
@@ -289,19 +322,18 @@ def load_episodes(
     samples: Sequence[Sample],
     reader: ClipReader,
     *,
-    start: int,
-    stop: int,
+    numbers: Sequence[int],
     workers: int,
     augmentation: Augmentation | None = None,
     is_random: bool = True,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Support `[N, K, C, T, H, W]` and query `[M, C, T, H, W]` of the episodes `start` to `stop - 1`.
+    """Support `[N, K, C, T, H, W]` and query `[M, C, T, H, W]` of the episodes of these `numbers`.
 
     Queries are ordered by class: query m is of class m // Q; unknown ones come last. With an augmentation also all
     clips augmented, support before query, `[N * K + M, C, T, H, W]`, and the labels drawn, int32 `[N * K + M]`.
     Unless `is_random`, a video gives the same clip in every episode, as in `load_clips`.
     """
-    yield from _rows(_Episodes(sampler, samples, reader, start, stop, augmentation, is_random), workers)
+    yield from _rows(_Episodes(sampler, samples, reader, numbers, augmentation, is_random), workers)
 
 
 def load_clips(samples: Sequence[Sample], reader: Reader, *, workers: int) -> Iterator[np.ndarray]:
@@ -317,19 +349,19 @@ def load_batches(
     *,
     batch: int,
     seed: int,
-    start: int,
-    stop: int,
+    numbers: Sequence[int],
+    per_epoch: int,
     workers: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Clips `[B, C, T, H, W]` and labels, int32 `[B]`, of the training steps `start` to `stop - 1`.
+    """Clips `[B, C, T, H, W]` and labels, int32 `[B]`, of the training batches of these `numbers`.
 
-    A label is a class's place in `classes`. An epoch has `len(samples) // batch` steps, in which no sample comes twice,
-    in an order of its own; the samples left over, fewer than a batch, are others in each epoch. They are no batch:
-    batch normalisation and a dependence criterion say nothing of a few clips (UCF101's 9537 training videos leave one
-    of 1192 batches of 8).
+    A label is a class's place in `classes`. An epoch has `per_epoch` batches, at most `len(samples) // batch`, in which
+    no sample comes twice, in an order of its own; the samples left over are others in each epoch. Fewer than a batch
+    are none: batch normalisation and a dependence criterion say nothing of a few clips (UCF101's 9537 training videos
+    leave one of 1192 batches of 8).
     InputError if a sample's label is none of `classes`, or `batch` more than there are samples.
     """
-    yield from _rows(_Batches(samples, classes, reader, batch, seed, start, stop), workers)
+    yield from _rows(_Batches(samples, classes, reader, batch, seed, numbers, per_epoch), workers)
 
 
 def load_views(samples: Sequence[Sample], reader: ViewReader, *, workers: int) -> Iterator[np.ndarray]:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that survive: written beside the last good one, flushed, then renamed over it.
 
-`<name>.ckpt` is MindSpore's own format with weights, optimizer state and the training state; `<name>.safetensors`
-holds the weights alone. Neither is ever unpickled.
+`<name>.ckpt` is MindSpore's own format with weights, optimizer state, the training state and a hash of all that, by
+which a damaged file is known; `<name>.safetensors` holds the weights alone. Neither is ever unpickled. Of several
+processes the first writes, and all read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from safetensors.numpy import save as safetensors_bytes
 
+from mindvideo.engine.distributed import from_first
 from mindvideo.errors import InputError
 
-_OPTIMIZER = "optimizer."
+_OPTIMIZER = "optimizer."  # before the names of all that is no weight
 _STATE = "training_state"
+_DIGEST = "sha256"
 
 
 @dataclass
@@ -44,12 +48,36 @@ class TrainingState:
     classes: list[str] = field(default_factory=list)
 
 
-def save_checkpoint(path: Path, model: nn.Cell, state: TrainingState, optimizer: nn.Optimizer | None = None) -> None:
+def save_checkpoint(
+    path: Path,
+    model: nn.Cell,
+    state: TrainingState,
+    optimizer: nn.Optimizer | None = None,
+    extra: Iterable[Parameter] = (),
+    *,
+    previous: Path | None = None,
+) -> None:
     """Write `path` and the weights beside it as .safetensors.
 
+    To train on from it, it also holds the optimizer's state and what `extra` there is. What stood at `path` goes to
+    `previous`.
     InputError if the disk is full or a weight is not finite. Whatever happens, the checkpoint that stood there
     before stays whole until the new one is complete.
     """
+    beside = _beside(model, optimizer, extra)
+    from_first(lambda: _save(path, model, state, beside, previous))
+
+
+def _beside(model: nn.Cell, optimizer: nn.Optimizer | None, extra: Iterable[Parameter]) -> dict[str, Parameter]:
+    """All that a checkpoint holds besides the model's weights, which the optimizer has too, by its name there."""
+    own = {id(p) for p in model.get_parameters()}
+    others = [p for p in optimizer.get_parameters() if id(p) not in own] if optimizer is not None else []
+    return {_OPTIMIZER + p.name: p for p in (*others, *extra)}
+
+
+def _save(
+    path: Path, model: nn.Cell, state: TrainingState, beside: Mapping[str, Parameter], previous: Path | None
+) -> None:
     weights = {name: value.asnumpy() for name, value in model.parameters_and_names()}
     kept = f"the last good checkpoint stays: {path}" if path.exists() else "no checkpoint was written yet"
     for name, array in weights.items():
@@ -58,23 +86,19 @@ def save_checkpoint(path: Path, model: nn.Cell, state: TrainingState, optimizer:
                 f"step {state.step} made the weight {name} infinite or nan: it is not saved, {kept}. "
                 "Lower optim.lr or set optim.clip_norm."
             )
-    records = [{"name": name, "data": Tensor(array)} for name, array in weights.items()]
-    if optimizer is not None:
-        own = {id(p) for p in model.get_parameters()}
-        records += [
-            {"name": _OPTIMIZER + p.name, "data": Tensor(p.asnumpy())}
-            for p in optimizer.get_parameters()
-            if id(p) not in own
-        ]
+    arrays = weights | {name: value.asnumpy() for name, value in beside.items()}
     # Strictly valid JSON has no -Infinity: a run without a best yet stores null.
-    fields = asdict(state) | {"best": state.best if np.isfinite(state.best) else None}
-    size = sum(array.nbytes for array in weights.values()) * (4 if optimizer else 2)
+    fields = json.dumps(asdict(state) | {"best": state.best if np.isfinite(state.best) else None})
+    size = sum(array.nbytes for array in (*arrays.values(), *weights.values()))
     try:
         _require_space(path.parent, size)
         temporary = path.with_name(f".{path.stem}.tmp.ckpt")
         temporary.unlink(missing_ok=True)
-        ms.save_checkpoint(records, str(temporary), append_dict={_STATE: json.dumps(fields)})
+        records = [{"name": name, "data": Tensor(array)} for name, array in arrays.items()]
+        ms.save_checkpoint(records, str(temporary), append_dict={_STATE: fields, _DIGEST: _digest(arrays, fields)})
         temporary.chmod(0o644)  # MindSpore leaves it read-only for its owner
+        if previous and path.exists():
+            path.replace(previous)
         _flush_and_rename(temporary, path)
         twin = path.with_name(f".{path.stem}.tmp.safetensors")
         twin.write_bytes(safetensors_bytes(weights, metadata={"model": state.model}))
@@ -83,6 +107,15 @@ def save_checkpoint(path: Path, model: nn.Cell, state: TrainingState, optimizer:
         for leftover in path.parent.glob(f".{path.stem}.tmp*"):
             leftover.unlink()
         raise InputError(f"{path}: cannot write the checkpoint of step {state.step} ({error}); {kept}.") from error
+
+
+def _digest(arrays: Mapping[str, np.ndarray], fields: str) -> str:
+    """SHA-256 of all that a checkpoint holds."""
+    digest = hashlib.sha256(fields.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _require_space(folder: Path, size: int) -> None:
@@ -98,21 +131,21 @@ def _flush_and_rename(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, model: nn.Cell, name: str, optimizer: nn.Optimizer | None = None) -> TrainingState:
-    """Put the weights of `path` into `model` (called `name`), and with `optimizer` its state too.
+def load_checkpoint(
+    path: Path, model: nn.Cell, name: str, optimizer: nn.Optimizer | None = None, extra: Iterable[Parameter] = ()
+) -> TrainingState:
+    """Put the weights of `path` into `model` (called `name`), and with `optimizer` its state and the `extra` too.
 
     InputError when the file is missing, damaged, or holds another model; nothing is loaded then.
     """
     values, state = read_checkpoint(path)
     wanted: dict[str, Parameter] = dict(model.parameters_and_names())
     _check_match(path, name, state, wanted, values)
-    if optimizer is not None:
-        own = {id(p) for p in wanted.values()}
-        moments = {_OPTIMIZER + p.name: p for p in optimizer.get_parameters() if id(p) not in own}
-        missing = [key for key in moments if key not in values]
-        if missing:
-            raise InputError(f"{path}: holds no optimizer state ({missing[0]} is missing): nothing to resume.")
-        wanted |= moments
+    beside = _beside(model, optimizer, extra)
+    missing = [key for key in beside if key not in values]
+    if missing:
+        raise InputError(f"{path}: holds no optimizer state ({missing[0]} is missing): nothing to resume.")
+    wanted |= beside
     for key, parameter in wanted.items():
         # Not set_data: a graph compiled before would go on with the old values.
         ops.assign(parameter, Tensor(values[key]))
@@ -142,7 +175,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], TrainingState]:
     try:
         raw: Mapping[str, Any] = ms.load_checkpoint(str(path), format=_format(path))
         values = {key: value.asnumpy() for key, value in raw.items() if isinstance(value, Parameter)}
-        fields = json.loads(str(raw.get(_STATE, '{"model": ""}')))
+        told = str(raw.get(_STATE, '{"model": ""}'))
+        # Checkpoints of other programs, and our own .safetensors, have no hash.
+        if _DIGEST in raw and _digest(values, told) != raw[_DIGEST]:
+            raise ValueError("its content is not what was written, by its SHA-256")
+        fields = json.loads(told)
         if fields.get("best") is None:
             fields["best"] = float("-inf")
         return values, TrainingState(**fields)

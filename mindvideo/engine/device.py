@@ -10,6 +10,8 @@ import sys
 
 import mindspore as ms
 
+from mindvideo.engine.distributed import join
+from mindvideo.engine.nvidia import gpu_problem
 from mindvideo.errors import InputError
 
 DEVICES = ("auto", "cpu", "gpu", "ascend")
@@ -22,16 +24,21 @@ def use_device(name: str = "auto") -> str:
     """
     if name not in DEVICES:
         raise InputError(f"device {name!r}: allowed are {', '.join(DEVICES)}.")
+    if name == "gpu" and (problem := gpu_problem()):
+        raise InputError(f"device 'gpu' cannot be used: {problem}, or use `device: cpu` or `auto`.")
     ms.set_context(mode=ms.GRAPH_MODE)
     if name in ("auto", "ascend") and ms.hal.is_available("Ascend"):
         ms.set_device("Ascend")
+        join()
         return "ascend"
-    if name in ("auto", "gpu") and ms.hal.is_available("GPU") and _has_nvidia_driver():
+    if name == "ascend":
+        raise InputError("device 'ascend' is not available on this machine; use `device: cpu` or `auto`.")
+    if name == "gpu" or (name == "auto" and not gpu_problem()):
         ms.set_device("GPU")
+        join()
         return "gpu"
-    if name in ("gpu", "ascend"):
-        raise InputError(f"device {name!r} is not available on this machine; use `device: cpu` or `auto`.")
     ms.set_device("CPU")
+    join()
     _run_one_operator_at_a_time()
     _free_the_main_thread()
     return "cpu"
@@ -71,13 +78,3 @@ def _free_the_main_thread() -> None:
 
 def _double(x: ms.Tensor) -> ms.Tensor:
     return x + x
-
-
-def _has_nvidia_driver() -> bool:
-    """MindSpore reports a GPU as soon as its plugin loads; only the driver knows whether there is one."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int()
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells while it works: console lines or a progress bar, log.csv, log.jsonl, TensorBoard."""
+"""What a run tells while it works: console lines or a progress bar, log.csv, log.jsonl, TensorBoard.
+
+Of several processes the first alone tells anything: the console of the others is quiet.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def say(message: str) -> None:
 @contextmanager
 def progress_bar(title: str, total: int, start: int = 0) -> Iterator[Any]:
     """A bar with ETA on a terminal, elsewhere nothing: plain lines tell. Yields `update(done, note="")`."""
-    if not console.is_terminal:
+    if not console.is_terminal or console.quiet:
         yield lambda done, note="": None
         return
     columns = (
@@ -56,16 +59,16 @@ class RunLog:
         """InputError if TensorBoard is asked for and not installed."""
         self.folder = folder
         self._jsonl = folder / "log.jsonl"
-        self.rows = [row for row in read_log(self._jsonl) if row["step"] <= step]
-        self._write_jsonl()
-        self._writer = _summary_writer(folder) if tensorboard else None
-
-    def _write_jsonl(self) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        self._jsonl.write_text(text, encoding="utf-8")
+        self._writer = _summary_writer(folder) if tensorboard and not console.quiet else None
+        if not console.quiet:
+            self.rows = [row for row in read_log(self._jsonl) if row["step"] <= step]
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            self._jsonl.write_text(text, encoding="utf-8")
 
     def add(self, step: int, **values: float) -> None:
         """Log `values` at `step`."""
+        if console.quiet:
+            return
         row = {"step": step} | values
         self.rows.append(row)
         with self._jsonl.open("a", encoding="utf-8") as file:
@@ -83,6 +86,8 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if console.quiet:
+            return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         with (self.folder / "log.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, names)

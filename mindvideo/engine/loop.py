@@ -7,7 +7,8 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from mindspore import Tensor, nn
 
 from mindvideo.engine.checkpoint import TrainingState, save_checkpoint
+from mindvideo.engine.distributed import sum_over_processes
 from mindvideo.engine.log import RunLog, progress_bar, say
+from mindvideo.engine.step import Average, Batch, Step
 from mindvideo.errors import InputError
 
 
@@ -24,53 +27,73 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 
 def fit(
-    step: Callable[..., tuple[Tensor, Tensor]],
-    batches: Iterable[tuple[Tensor, ...]],
+    step: Step,
+    batches: Iterable[Batch],
     *,
     model: nn.Cell,
-    optimizer: nn.Optimizer,
     state: TrainingState,
     num_steps: int,
     folder: Path,
     log: RunLog,
-    measure: Callable[[Tensor, tuple[Tensor, ...]], dict[str, float]],
+    measure: Callable[[Tensor, Batch], dict[str, float]],
     validate: Callable[[], float] | None,
     validate_every: int,
     save_every: int,
     log_every: int,
 ) -> None:
-    """Train from `state.step` to `num_steps`; keep `last.ckpt` and, by `validate` if given, `best.ckpt` in `folder`.
+    """Train from `state.step` to `num_steps`; keep `last.ckpt`, `previous.ckpt` (the one before) and, by `validate` if
+    given, `best.ckpt` in `folder`. Where the step keeps an average of the weights, that is what is validated and kept
+    as the best, without `validate` at the end.
 
-    `batches` yields the inputs of the steps still to do; `measure` says what is logged of a step's scores and inputs
-    beside the loss, `accuracy` among it.
+    `batches` yields what this process sees in the steps still to do; `measure` says what is logged of a batch's scores
+    and inputs beside the loss, `accuracy` among it.
     Raises InputError when the loss is not finite, and Interrupted after Ctrl-C; `last.ckpt` can be resumed in both.
     """
     started = time.monotonic() - state.seconds
     recent: list[dict[str, float]] = []
+    batches, average = iter(batches), step.average
     with progress_bar("train", num_steps, state.step) as progress, _interruptible() as interrupted:
-        for batch in batches:
-            loss, scores = step(*batch)
-            numbers = {"loss": float(loss), **measure(scores, batch)}
+        while group := list(islice(batches, step.batches)):
+            numbers, stop = _train(step, group, measure, interrupted)
             if not math.isfinite(numbers["loss"]):
                 raise _diverged(state.step + 1, numbers["loss"], folder / "last.ckpt")
             recent.append(numbers)
             state.step += 1
             state.seconds = time.monotonic() - started
             is_last = state.step == num_steps
+            if average:
+                average.follow(state.step)
             progress(state.step, f"loss {numbers['loss']:.4f}")
             if state.step % log_every == 0 or is_last:
                 _log_recent(log, state, recent, num_steps)
                 recent.clear()
-            if validate and (state.step % validate_every == 0 or is_last):
-                _validate(model, state, folder, log, validate)
-            if interrupted() or state.step % save_every == 0 or is_last:
+            if (validate and state.step % validate_every == 0) or is_last:
+                _choose(model, state, folder, log, validate, average)
+            if stop or state.step % save_every == 0 or is_last:
                 state.seconds = time.monotonic() - started
-                save_checkpoint(folder / "last.ckpt", model, state, optimizer)
-            if interrupted() and not is_last:
+                last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+                save_checkpoint(last, model, state, step.optimizer, step.kept, previous=previous)
+            if stop and not is_last:
                 raise Interrupted(
                     f"{folder / 'last.ckpt'} holds step {state.step} of {num_steps}, "
                     "train.resume=auto continues from there"
                 )
+
+
+def _train(
+    step: Step,
+    group: list[Batch],
+    measure: Callable[[Tensor, Batch], dict[str, float]],
+    interrupted: Callable[[], bool],
+) -> tuple[dict[str, float], bool]:
+    """Take a step; what it gave in the mean over all batches, and whether any process is to stop."""
+    sums: dict[str, float] = {"batches": len(group)}
+    for (loss, scores), batch in zip(step(group), group, strict=True):
+        for name, value in {"loss": float(loss), **measure(scores, batch)}.items():
+            sums[name] = sums.get(name, 0.0) + value
+    sums = sum_over_processes(sums | {"stop": interrupted()})
+    batches, stop = sums.pop("batches"), sums.pop("stop")
+    return {name: value / batches for name, value in sums.items()}, stop > 0
 
 
 def _diverged(step: int, loss: float, last: Path) -> InputError:
@@ -90,16 +113,30 @@ def _log_recent(log: RunLog, state: TrainingState, recent: list[dict[str, float]
     )
 
 
-def _validate(model: nn.Cell, state: TrainingState, folder: Path, log: RunLog, validate: Callable[[], float]) -> None:
-    """Score the model on validation data and keep it if it is the best so far."""
-    model.set_train(False)
-    value = validate()
-    model.set_train(True)
-    log.add(state.step, val_accuracy=value)
-    is_best = value > state.best
-    say(f"step {state.step}  validation accuracy {100 * value:.1f} %{'  (best so far)' if is_best else ''}")
-    if is_best:
-        state.best, state.best_step = value, state.step
+def _choose(
+    model: nn.Cell,
+    state: TrainingState,
+    folder: Path,
+    log: RunLog,
+    validate: Callable[[], float] | None,
+    average: Average | None,
+) -> None:
+    """Score what is tested, the model or its average, on validation data and keep it if it is the best so far; without
+    such data keep an average as it is."""
+    if not validate and not average:
+        return
+    with average.applied() if average else nullcontext():
+        if validate:
+            model.set_train(False)
+            value = validate()
+            model.set_train(True)
+            log.add(state.step, val_accuracy=value)
+            is_best = value > state.best
+            say(f"step {state.step}  validation accuracy {100 * value:.1f} %{'  (best so far)' if is_best else ''}")
+            if not is_best:
+                return
+            state.best = value
+        state.best_step = state.step
         save_checkpoint(folder / "best.ckpt", model, state)
 
 

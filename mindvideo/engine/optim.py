@@ -167,22 +167,93 @@ def clip_gradients(gradients: Sequence[Tensor], most: float) -> tuple[Tensor, ..
     return tuple([gradient * scale for gradient in gradients])
 
 
+class LossScale:
+    """What the loss is multiplied by, so that its gradients are not lost in float16: doubled after 2000 steps with
+    finite gradients, halved after one without, in which the weights stay as they are (Micikevicius et al., ICLR 2018).
+    """
+
+    def __init__(self, start: float = 2.0**16, patience: int = 2000):
+        self.patience = patience
+        self.value = Parameter(Tensor(start, ms.float32), name="loss_scale")
+        self.good = Parameter(Tensor(0, ms.int32), name="loss_scale_good")
+        self.parameters = (self.value, self.good)
+
+    def follow(self, is_finite: Tensor) -> None:
+        """Go on after a step whose gradients were finite or not."""
+        good = ops.assign(self.good, ops.where(is_finite, self.good + 1, 0).astype(ms.int32))
+        grown = ops.where(good % self.patience == 0, 2.0 * self.value, self.value)
+        ops.assign(self.value, ops.where(is_finite, grown, 0.5 * self.value))
+
+
+Reduce = Callable[[Any], Any]
+
+
+def make_gradient(
+    forward: Callable[..., tuple[Tensor, Tensor]], parameters: Any, scale: LossScale | None
+) -> Callable[..., tuple[tuple[Tensor, Tensor], Any]]:
+    """Of a batch, for use in a graph: `forward`'s loss and second value, and the gradients, times `scale` if given."""
+    no_input: Any = None  # gradients of the weights alone; MindSpore's own annotation forgets this case
+    if scale is None:
+        return ms.value_and_grad(forward, no_input, parameters, has_aux=True)
+
+    def scaled(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        loss, second = forward(*batch)
+        return loss * scale.value, loss, second
+
+    value_and_grad: Any = ms.value_and_grad(scaled, no_input, parameters, has_aux=True)
+
+    def gradient(*batch: Tensor) -> tuple[tuple[Tensor, Tensor], Any]:
+        (_, loss, second), gradients = value_and_grad(*batch)
+        return (loss, second), gradients
+
+    return gradient
+
+
+def make_update(
+    optimizer: nn.Optimizer, clip_norm: float, reduce: Reduce | None, scale: LossScale | None
+) -> Callable[[Any], None]:
+    """The optimizer's step by gradients, for use in a graph: `reduce` is what they go through first, and `clip_norm`
+    their largest global norm, 0 for none."""
+
+    def follow(gradients: Any) -> None:
+        if clip_norm > 0:
+            gradients = clip_gradients(gradients, clip_norm)
+        optimizer(gradients)
+
+    def update(gradients: Any) -> None:
+        if reduce is not None:
+            gradients = reduce(gradients)
+        if scale is None:
+            follow(gradients)
+        else:
+            gradients = tuple([gradient / scale.value for gradient in gradients])
+            is_finite = ms.amp.all_finite(gradients)
+            if is_finite:
+                follow(gradients)
+            scale.follow(is_finite)
+
+    return update
+
+
 def make_step(
-    forward: Callable[..., tuple[Tensor, Tensor]], optimizer: nn.Optimizer, *, clip_norm: float = 0.0
+    forward: Callable[..., tuple[Tensor, Tensor]],
+    optimizer: nn.Optimizer,
+    *,
+    clip_norm: float = 0.0,
+    reduce: Reduce | None = None,
+    scale: LossScale | None = None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Compile forward, gradient, clipping by global norm (0: none) and update into one graph.
+    """Compile forward, gradient and update, see `make_update`, into one graph.
 
     `forward` returns the loss and a second value that is passed through, such as scores.
     """
-    no_input: Any = None  # gradients of the weights alone; MindSpore's own annotation forgets this case
-    value_and_grad: Any = ms.value_and_grad(forward, no_input, optimizer.parameters, has_aux=True)
+    gradient = make_gradient(forward, optimizer.parameters, scale)
+    update = make_update(optimizer, clip_norm, reduce, scale)
 
     @ms.jit
     def step(*batch: Tensor) -> tuple[Tensor, Tensor]:
-        (loss, scores), grads = value_and_grad(*batch)
-        if clip_norm > 0:
-            grads = clip_gradients(grads, clip_norm)
-        optimizer(grads)
-        return loss, scores
+        (loss, second), gradients = gradient(*batch)
+        update(gradients)
+        return loss, second
 
     return step

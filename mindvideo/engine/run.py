@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from mindvideo.engine.distributed import from_first
 from mindvideo.errors import InputError
 
 # What may differ between a run and its continuation.
@@ -29,7 +30,11 @@ _FREE_TO_CHANGE = (
 
 
 def new_run(output: Path, name: str, config_yaml: str) -> Path:
-    """Make the next free folder of this name, with config.yaml in it."""
+    """Make the next free folder of this name, with config.yaml in it; of several processes the first makes it."""
+    return Path(from_first(lambda: str(_new_run(output, name, config_yaml))))
+
+
+def _new_run(output: Path, name: str, config_yaml: str) -> Path:
     number = 1
     while True:
         folder = output / (name if number == 1 else f"{name}-{number}")
@@ -40,8 +45,15 @@ def new_run(output: Path, name: str, config_yaml: str) -> Path:
             number += 1
         except OSError as error:
             raise InputError(f"output: cannot make the folder {folder} ({error}).") from error
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    _write_whole(folder / "config.yaml", config_yaml)
     return folder
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def latest_run(output: Path, name: str) -> Path | None:
@@ -49,20 +61,20 @@ def latest_run(output: Path, name: str) -> Path | None:
     runs: dict[int, Path] = {}
     for folder in output.glob(f"{glob.escape(name)}*"):
         number = re.fullmatch(r"(?:-(\d+))?", folder.name.removeprefix(name))
-        settings = folder / "config.yaml"
         # A name may itself end in a number: its own config tells.
-        if number and settings.is_file() and _read(settings).get("name") == name:
+        if number and (folder / "config.yaml").is_file() and read_settings(folder).get("name") == name:
             runs[int(number.group(1) or 1)] = folder
     return runs[max(runs)] if runs else None
 
 
-def _read(config: Path) -> dict[str, Any]:
-    return yaml.safe_load(config.read_text(encoding="utf-8"))
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The config of the run in a folder, as it was written."""
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
 def check_same_run(folder: Path, config: dict[str, Any]) -> None:
     """InputError, with the keys, if the run in `folder` was started with other settings."""
-    before = _flatten(_read(folder / "config.yaml"))
+    before = _flatten(read_settings(folder))
     now = _flatten(config)
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
@@ -92,9 +104,7 @@ def write_result(folder: Path, result: dict[str, Any], config_yaml: str) -> dict
         "commit": current_commit(),
         "config_sha256": hashlib.sha256(config_yaml.encode()).hexdigest(),
     }
-    temporary = folder / ".result.json.tmp"
-    temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(folder / "result.json")
+    _write_whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False))
     return result
 
 

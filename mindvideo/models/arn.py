@@ -19,7 +19,7 @@ from mindspore import Tensor, nn, ops
 
 from mindvideo.errors import InputError
 from mindvideo.models.c3d import Conv4Encoder
-from mindvideo.models.layers import BatchNormReLU, MaxPool, conv3d, enter, leave
+from mindvideo.models.layers import BatchNormReLU, Float32, MaxPool, conv3d, enter, leave
 from mindvideo.models.registry import register
 from mindvideo.models.relation import READINGS, Cosine, Distance, MapRelation, MatrixRelation, VectorRelation, pair_up
 
@@ -140,7 +140,7 @@ _REDUCTIONS = {
 }
 
 
-class Pooling(nn.Cell):
+class Pooling(Float32):
     """Features `[B, C, T, H, W]` to the embedding Psi: as they are, or `[B, C]`, or `[B, C, C]` (Table 5).
 
     "grid", which is not the paper's, keeps roughly where things are: the averages of nine cells, `[B, 9, C]`.

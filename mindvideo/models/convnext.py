@@ -14,6 +14,7 @@ from mindvideo.errors import InputError
 from mindvideo.models.layers import (
     GELU,
     Conv,
+    Float32,
     LayerNorm,
     Normalize,
     enter,
@@ -77,7 +78,7 @@ class Shrink(nn.Cell):
         return from_channels_last(self.norm(to_channels_last(x)))
 
 
-class FullyConnectedHead(nn.Cell):
+class FullyConnectedHead(Float32):
     """The published head: two times dense, GELU, dropout 0.2 and layer normalisation, to 512 and 256, then dense."""
 
     def __init__(self, in_features: int, num_classes: int):

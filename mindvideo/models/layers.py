@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import mindspore as ms
 import numpy as np
@@ -26,11 +27,29 @@ from mindvideo.errors import InputError
 from mindvideo.native import operators
 from mindvideo.noise import Dropout
 
+_portable = False
+
 
 @functools.cache
 def is_native() -> bool:
     """Whether the networks of this process run on the native operators; settled at the first call."""
-    return ms.get_context("device_target") == "CPU" and native.available()
+    return not _portable and ms.get_context("device_target") == "CPU" and native.available()
+
+
+@contextmanager
+def portable_operators() -> Iterator[None]:
+    """Inside, networks are built, run and compiled on MindSpore's operators: nothing else can be exported.
+
+    A network built inside does not run outside, nor the other way.
+    """
+    global _portable
+    _portable = True
+    is_native.cache_clear()
+    try:
+        yield
+    finally:
+        _portable = False
+        is_native.cache_clear()
 
 
 def describe_operators() -> str:
@@ -47,8 +66,8 @@ def enter(x: Tensor) -> Tensor:
 
 
 def leave(x: Tensor) -> Tensor:
-    """The layout of the parts below to `[B, C, ...]`."""
-    return x.transpose((0, x.ndim - 1, *range(1, x.ndim - 1))) if is_native() else x
+    """The layout of the parts below to `[B, C, ...]`, and float16 of mixed precision to float32."""
+    return x.transpose((0, x.ndim - 1, *range(1, x.ndim - 1))) if is_native() else x.astype(ms.float32)
 
 
 def channel_axis() -> int:
@@ -74,6 +93,16 @@ def to_channels_last(x: Tensor) -> Tensor:
 def from_channels_last(x_BHWC: Tensor) -> Tensor:
     """The way back."""
     return x_BHWC if is_native() else x_BHWC.transpose((0, 3, 1, 2))
+
+
+class Float32(nn.Cell):
+    """A part that mixed precision leaves in float32: it takes what comes in to that."""
+
+    def add_flags_recursive(self, **flags: bool) -> nn.Cell:
+        """What mixed precision calls on every cell of a network."""
+        if flags.get("fp16") or flags.get("bf16"):
+            flags |= {"fp16": False, "bf16": False, "fp32": True}
+        return super().add_flags_recursive(**flags)
 
 
 class Conv(nn.Cell):
@@ -122,7 +151,7 @@ def conv2d(in_channels: int, out_channels: int, kernel: int, *, padding: int = 0
     return Conv(in_channels, out_channels, (kernel,) * 2, stride=(1,) * 2, padding=(padding,) * 2)
 
 
-class BatchNorm(nn.Cell):
+class BatchNorm(Float32):
     """Batch normalisation over the channels, for any number of further axes, then an optional ReLU.
 
     `momentum` is the weight of the newest batch in the running statistics (PyTorch's sense): 1 keeps the last
@@ -284,7 +313,7 @@ class Normalize(nn.Cell):
         return (images_BCHW - self.mean) / self.std
 
 
-class LayerNorm(nn.Cell):
+class LayerNorm(Float32):
     """Layer normalisation of the last axis, with PyTorch's epsilon (MindSpore's is 1e-7)."""
 
     def __init__(self, width: int, eps: float = 1e-5):

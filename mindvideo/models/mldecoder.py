@@ -14,13 +14,13 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from mindvideo.errors import InputError
-from mindvideo.models.layers import Attention, LayerNorm, draw_uniform, initialize_dense, put
+from mindvideo.models.layers import Attention, Float32, LayerNorm, draw_uniform, initialize_dense, put
 from mindvideo.noise import Dropout
 
 MOST_GROUPS = 100  # the authors' default
 
 
-class MLDecoder(nn.Cell):
+class MLDecoder(Float32):
     """Feature maps `[B, C, H, W]`, or memory `[B, L, C]`, to logits `[B, K]` of any number of classes.
 
     One decoder layer, without self-attention of the queries and normalised after each sum:

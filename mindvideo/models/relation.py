@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from mindspore import Tensor, nn, ops
 
-from mindvideo.models.layers import BatchNormReLU, MaxPool, conv2d, conv3d, enter, leave
+from mindvideo.models.layers import BatchNormReLU, Float32, MaxPool, conv2d, conv3d, enter, leave
 
 
-class MatrixRelation(nn.Cell):
+class MatrixRelation(Float32):
     """Pairs `[P, 2, C, C]` of matrices to logits `[P]`; C is `matrix_size`, at least 16.
 
     Four 3x3 convolutions, the last three residual, each followed by 2x2 max pooling, then two dense layers.
@@ -52,7 +52,7 @@ class MatrixRelation(nn.Cell):
         return self.fc2(x).reshape(-1)
 
 
-class VectorRelation(nn.Cell):
+class VectorRelation(Float32):
     """Pairs `[P, 2, C]` of vectors to logits `[P]`: three dense layers on the two, one after the other.
 
     The first two are 1x1 convolutions, because of their initial weights (see `layers.initialize`): with those of
@@ -72,7 +72,7 @@ class VectorRelation(nn.Cell):
         return self.fc3(x.flatten(1)).reshape(-1)
 
 
-class MapRelation(nn.Cell):
+class MapRelation(Float32):
     """Pairs `[P, 2, C, T, H, W]` of feature maps, H and W at least 4, to logits `[P]`.
 
     Two blocks of 3x3x3 convolution, BatchNorm, ReLU and max pooling by 2 (not over T where that is 1) on the stacked
@@ -100,7 +100,7 @@ class MapRelation(nn.Cell):
         return self.fc2(ops.relu(self.fc1(leave(x).mean(axis=(2, 3, 4))))).reshape(-1)
 
 
-class Distance(nn.Cell):
+class Distance(Float32):
     """Pairs `[P, 2, C, ...]` to logits `[P]`: the squared Euclidean distance, negated.
 
     It is added up over the channels, as in ProtoNet, and averaged over further axes (of maps and matrices), which
@@ -112,7 +112,7 @@ class Distance(nn.Cell):
         return -channels * ops.square(pairs_P2C[:, 0] - pairs_P2C[:, 1]).flatten(1).mean(axis=1)
 
 
-class Cosine(nn.Cell):
+class Cosine(Float32):
     """Pairs `[P, 2, ...]` of embeddings to logits `[P]`: `scale` times the cosine of the angle between them.
 
     Embeddings of several streams, `[S, 9, C]` each, count by the mean of their cosines.

@@ -16,12 +16,13 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindvideo.errors import InputError
+from mindvideo.models.layers import Float32
 from mindvideo.noise import Uniform
 
 _STREAM = 60  # of random numbers; ConvNeXt's end before
 
 
-class GradientConcealment(nn.Cell):
+class GradientConcealment(Float32):
     """x + epsilon sin(frequency x), in float32 whatever comes in (float16 has no 1e20).
 
     Args:
@@ -39,12 +40,6 @@ class GradientConcealment(nn.Cell):
         if self.identity_gradient:
             wave = ops.stop_gradient(wave)
         return (x32 + wave).astype(x.dtype)
-
-    def add_flags_recursive(self, **flags: bool) -> nn.Cell:
-        """What mixed precision calls on every cell of a network: this one stays in float32."""
-        if flags.get("fp16") or flags.get("bf16"):
-            flags |= {"fp16": False, "bf16": False, "fp32": True}
-        return super().add_flags_recursive(**flags)
 
 
 class ResizedPadding(nn.Cell):

@@ -13,16 +13,18 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from mindvideo.config import Config, to_yaml
 from mindvideo.data.loader import load_episodes
 from mindvideo.engine.checkpoint import TrainingState, load_checkpoint
 from mindvideo.engine.device import use_device
+from mindvideo.engine.distributed import is_first, own_batches
 from mindvideo.engine.log import RunLog, say
 from mindvideo.engine.loop import fit
-from mindvideo.engine.optim import learning_rates, make_adam, make_step
+from mindvideo.engine.optim import learning_rates, make_adam
 from mindvideo.engine.run import new_run, write_result
+from mindvideo.engine.step import Step
 from mindvideo.errors import InputError
 from mindvideo.losses.fewshot import annealing_weight
 from mindvideo.metrics import fewshot as metrics
@@ -34,28 +36,38 @@ from mindvideo.tasks.fewshot_data import FewShotData, prepare_data
 from mindvideo.tasks.fewshot_episodes import EpisodeResults, encode_all, queries, run_episodes
 from mindvideo.tasks.fewshot_objective import Objective, augmentation_of
 from mindvideo.tasks.fewshot_report import write_report
-from mindvideo.tasks.setup import model_options, run_folder, starting_state, unfinished_run
+from mindvideo.tasks.setup import (
+    make_step,
+    model_options,
+    run_folder,
+    settle_accumulation,
+    starting_state,
+    unfinished_run,
+)
 
 
 def train(config: Config) -> Path:
     """Train, test the best model, and return the run's folder; `train.resume=auto` continues an unfinished run."""
     device = use_device(config.device)
     ms.set_seed(config.seed)
+    settle_accumulation(config)
     unfinished = unfinished_run(config)
     model = make_model(config)
+    num_steps = _steps(config)
     data = prepare_data(config)
     objective = Objective(model, config, len(data.samplers["train"].classes))
     rates = learning_rates(
-        config.optim.schedule, config.optim.lr, config.train.episodes,
-        decay_every=config.optim.decay_every, decay_factor=config.optim.decay_factor,
+        config.optim.schedule, config.optim.lr, num_steps,
+        decay_every=per_step(config, config.optim.decay_every), decay_factor=config.optim.decay_factor,
     )  # fmt: skip
     optimizer = make_adam([model, *objective.heads], rates, weight_decay=config.optim.weight_decay)
-    state = starting_state(config, model, optimizer, unfinished)
-    folder = run_folder(config, unfinished, state, device, config.train.episodes)
+    step = make_step(config, device, objective, model, optimizer)
+    state = starting_state(config, model, step, unfinished)
+    folder = run_folder(config, unfinished, state, device, num_steps)
     objective.set_train()
     with RunLog(folder, step=state.step, tensorboard=config.train.tensorboard) as log:
-        if state.step < config.train.episodes:
-            _fit(config, data, objective, optimizer, state, folder, log)
+        if state.step < num_steps:
+            _fit(config, data, model, step, state, folder, log)
     say(f"[End of training `{config.model.name}`] {state.seconds / 60:.1f} min")
     best = load_checkpoint(folder / "best.ckpt", model, config.model.name)
     finish(config, model, data, folder, checkpoint="best.ckpt", tested=best, trained=state)
@@ -83,35 +95,49 @@ def make_model(config: Config) -> ARN:
     return model
 
 
+def per_step(config: Config, episodes: int) -> int:
+    """A number of training episodes as one of steps, at least 1."""
+    return max(1, episodes // config.train.accumulate)
+
+
+def _steps(config: Config) -> int:
+    episodes, accumulate = config.train.episodes, config.train.accumulate
+    if episodes < accumulate:
+        raise InputError(f"train.episodes is {episodes}, less than the {accumulate} of a step (train.accumulate).")
+    return per_step(config, episodes)
+
+
 def _fit(
     config: Config,
     data: FewShotData,
-    objective: Objective,
-    optimizer: nn.Optimizer,
+    model: ARN,
+    step: Step,
     state: TrainingState,
     folder: Path,
     log: RunLog,
 ) -> None:
+    settings = config.train
     known = config.episode.way * config.episode.query
     labels_M = np.repeat(np.arange(config.episode.way), config.episode.query)
     fit(
-        make_step(objective, optimizer, clip_norm=config.optim.clip_norm), _batches(config, data, state.step),
-        model=objective.model, optimizer=optimizer, state=state, num_steps=config.train.episodes,
-        folder=folder, log=log,
+        step, _batches(config, data, state.step), model=model, state=state, num_steps=_steps(config), folder=folder,
+        log=log,
         measure=lambda scores, _: {"accuracy": metrics.episode_accuracy(scores.asnumpy()[:known], labels_M)},
-        validate=_validation(config, data, objective.model), validate_every=config.train.validate_every,
-        save_every=config.train.save_every, log_every=config.train.log_every,
+        validate=_validation(config, data, model),
+        validate_every=per_step(config, settings.validate_every),
+        save_every=per_step(config, settings.save_every), log_every=per_step(config, settings.log_every),
     )  # fmt: skip
 
 
 def _batches(config: Config, data: FewShotData, start: int) -> Iterator[tuple[Tensor, ...]]:
-    """The inputs of `Objective`, from episode `start` on."""
+    """The inputs of `Objective`, of this process's episodes from step `start` on."""
     samples, sampler, total = data.training, data.samplers["train"], config.train.episodes
+    numbers = own_batches(start, _steps(config), config.train.accumulate)
     episodes = load_episodes(
-        sampler, samples, data.train_reader, start=start, stop=total, workers=config.data.workers,
+        sampler, samples, data.train_reader, numbers=numbers, workers=config.data.workers,
         augmentation=augmentation_of(config),
     )  # fmt: skip
-    for number, (support, query, *augmented) in enumerate(episodes, start=start):
+    for number, (support, query, *augmented) in zip(numbers, episodes, strict=True):
         episode = sampler.episode(number)
         clips = np.concatenate([episode.support_NK.ravel(), queries(episode)])
         classes = [sampler.classes.index(samples[clip].label) for clip in clips]
@@ -167,6 +193,8 @@ def finish(
     started = time.monotonic()
     shape = config.eval
     results = _run(config, data, model, "test", shape.episodes)
+    if not is_first():
+        return
     controls = {name: _numbers(results, name) for name in metrics.CONTROLS}
     result = write_result(
         folder,
@@ -177,8 +205,8 @@ def finish(
             "batch_norm": shape.batch_norm, "metrics": _numbers(results, "model"), "controls": controls,
             "strongest_control": max(controls, key=lambda name: controls[name]["accuracy"]["value"]),
             "chance": 1 / shape.way, "classes": data.describe(), "excluded_videos": sorted(data.excluded),
-            "checkpoint": checkpoint, "checkpoint_episode": tested.step,
-            "train_episodes": trained.step, "train_seconds": round(trained.seconds, 1),
+            "checkpoint": checkpoint, "checkpoint_episode": tested.step * config.train.accumulate,
+            "train_episodes": trained.step * config.train.accumulate, "train_seconds": round(trained.seconds, 1),
             "operators": describe_operators(), "test_seconds": round(time.monotonic() - started, 1),
         },
         to_yaml(config),

@@ -19,6 +19,7 @@ from mindspore import Tensor, ops
 from mindvideo.data.episodes import Episode, EpisodeSampler
 from mindvideo.data.loader import ClipReader, load_clips, load_episodes
 from mindvideo.data.manifest import Sample
+from mindvideo.engine.distributed import gather_rows, shard
 from mindvideo.engine.log import progress_bar
 from mindvideo.metrics import fewshot as metrics
 from mindvideo.models.arn import ARN
@@ -175,13 +176,15 @@ def _of_embeddings(
 def _of_episodes(
     model: ARN, sampler: EpisodeSampler, samples: list[Sample], reader: ClipReader, num_episodes: int, workers: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Scores and knownness of each episode, encoded anew."""
+    """Scores and knownness of each episode, encoded anew by the processes together."""
     episodes = load_episodes(
-        sampler, samples, reader, start=0, stop=num_episodes, workers=workers, is_random=False
+        sampler, samples, reader, numbers=shard(range(num_episodes)), workers=workers, is_random=False
     )  # fmt: skip
-    for support, query in episodes:
-        scores, knownness = _whole_judge(model)(Tensor(support), Tensor(query))
-        yield scores.asnumpy(), knownness.asnumpy()
+    judged = [_whole_judge(model)(Tensor(support), Tensor(query)) for support, query in episodes]
+    scores_EMN, knownness_EM = (
+        gather_rows(np.array([outputs[i].asnumpy() for outputs in judged], np.float32)) for i in (0, 1)
+    )
+    yield from zip(scores_EMN, knownness_EM, strict=True)
 
 
 def encode_all(
@@ -193,7 +196,9 @@ def encode_all(
     batch: int,
     workers: int,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Embeddings `[S, ...]` of all samples (none without a model) and the controls' descriptors `[S, D]` by name."""
+    """Embeddings `[S, ...]` of all samples (none without a model) and the controls' descriptors `[S, D]` by name, which
+    the processes make together."""
+    own = shard(samples)
     embeddings: list[np.ndarray] = []
     descriptors: dict[str, list[np.ndarray]] = {name: [] for name in controls}
     waiting: list[np.ndarray] = []
@@ -204,13 +209,14 @@ def encode_all(
         embeddings.extend(encode(Tensor(np.stack(filled))).asnumpy()[: len(waiting)])
         waiting.clear()
 
-    with progress_bar("encode", len(samples)) as progress:
-        for done, clip in enumerate(load_clips(samples, reader, workers=workers), start=1):
+    with progress_bar("encode", len(own)) as progress:
+        for done, clip in enumerate(load_clips(own, reader, workers=workers), start=1):
             for name, describe in controls.items():
                 descriptors[name].append(describe(reader.transform.denormalize(clip)))
             if model is not None:
                 waiting.append(clip)
-                if len(waiting) == batch or done == len(samples):
+                if len(waiting) == batch or done == len(own):
                     encode_waiting(_encoder(model))
             progress(done)
-    return np.stack(embeddings) if embeddings else np.zeros(0), _stacked(descriptors)
+    gathered = {name: gather_rows(np.array(vectors)) for name, vectors in descriptors.items()}
+    return gather_rows(np.array(embeddings, np.float32)) if model is not None else np.zeros(0), gathered

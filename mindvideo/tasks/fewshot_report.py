@@ -45,7 +45,7 @@ def write_report(
     ]
     for heading, figures in (
         ("Test episodes", _episodes(config, data, results)),
-        ("Training", training_curves(folder, "episode")),
+        ("Training", training_curves(folder, "episode" if config.train.accumulate == 1 else "step")),
     ):
         if figures:
             sections.insert(1, Figures(heading, figures))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -19,9 +20,10 @@ from mindvideo.config import Config, to_yaml
 from mindvideo.data.loader import load_batches
 from mindvideo.engine.checkpoint import TrainingState, load_checkpoint, load_part
 from mindvideo.engine.device import use_device
+from mindvideo.engine.distributed import from_first, is_first, own_batches
 from mindvideo.engine.log import RunLog, say
 from mindvideo.engine.loop import fit
-from mindvideo.engine.optim import learning_rates, make_sgd, make_step, same_scale, tsm_scale
+from mindvideo.engine.optim import learning_rates, make_sgd, same_scale, tsm_scale
 from mindvideo.engine.run import new_run, write_result
 from mindvideo.errors import InputError
 from mindvideo.metrics import accuracy as metrics
@@ -41,7 +43,7 @@ from mindvideo.tasks.openset_views import (
     score_videos,
     score_views,
 )
-from mindvideo.tasks.setup import run_folder, starting_state, unfinished_run
+from mindvideo.tasks.setup import make_step, run_folder, settle_accumulation, starting_state, unfinished_run
 
 
 def train(config: Config) -> Path:
@@ -51,6 +53,7 @@ def train(config: Config) -> Path:
     """
     device = use_device(config.device)
     ms.set_seed(config.seed)
+    settle_accumulation(config)
     unfinished = unfinished_run(config)
     found = find_videos(config)
     model = make_model(config, len(found.classes))
@@ -61,26 +64,28 @@ def train(config: Config) -> Path:
     steps_per_epoch = _steps_per_epoch(config, data)
     num_steps = config.train.epochs * steps_per_epoch
     optimizer = _make_optimizer(config, objective, steps_per_epoch)
-    state = starting_state(config, model, optimizer, unfinished)
+    step = make_step(config, device, objective, model, optimizer, half=model.backbone)
+    state = starting_state(config, model, step, unfinished)
     state.classes = found.classes
     if config.train.backbone and not unfinished:
         load_part(Path(config.train.backbone), model, config.model.name, "backbone.")
+        if step.average:
+            step.average.restart()
     inputs = TrainingInputs(objective, config, steps_per_epoch, map_frames)
     folder = run_folder(config, unfinished, state, device, num_steps)
     objective.set_train()
     with RunLog(folder, step=state.step, tensorboard=config.train.tensorboard) as log:
         if state.step < num_steps:
             fit(
-                make_step(objective, optimizer, clip_norm=config.optim.clip_norm),
-                _batches(config, data, inputs, state.step, num_steps),
-                model=model, optimizer=optimizer, state=state, num_steps=num_steps, folder=folder, log=log,
+                step, _batches(config, data, inputs, state.step, num_steps), model=model, state=state,
+                num_steps=num_steps, folder=folder, log=log,
                 measure=_measure(config), validate=_validation(config, data, scorer),
                 validate_every=config.train.validate_every * steps_per_epoch,
                 save_every=config.train.save_every, log_every=config.train.log_every,
             )  # fmt: skip
     say(f"[End of training `{config.model.name}`] {state.seconds / 60:.1f} min")
     tested, name = state, "last.ckpt"
-    if data.parts["val"]:
+    if data.parts["val"] or step.average:
         name = "best.ckpt"
         tested = load_checkpoint(folder / name, model, config.model.name)
     finish(config, scorer, data, folder, checkpoint=name, tested=tested, trained=state)
@@ -118,10 +123,11 @@ def _load(config: Config, checkpoint: Path) -> tuple[Scorer, RecognitionData, Tr
 
 
 def _steps_per_epoch(config: Config, data: RecognitionData) -> int:
-    num_videos, batch = len(data.parts["train"]), config.train.batch
-    if num_videos < batch:
-        raise InputError(f"train.batch is {batch}, but there are {num_videos} training videos.")
-    return num_videos // batch
+    num_videos, batch, accumulate = len(data.parts["train"]), config.train.batch, config.train.accumulate
+    if num_videos < batch * accumulate:
+        times = f" and train.accumulate {accumulate}" if accumulate > 1 else ""
+        raise InputError(f"train.batch is {batch}{times}, but there are {num_videos} training videos.")
+    return num_videos // batch // accumulate
 
 
 def _make_optimizer(config: Config, objective: Objective, steps_per_epoch: int) -> nn.Optimizer:
@@ -140,13 +146,15 @@ def _make_optimizer(config: Config, objective: Objective, steps_per_epoch: int) 
 def _batches(
     config: Config, data: RecognitionData, inputs: TrainingInputs, start: int, stop: int
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The inputs of `Objective`, from step `start` on."""
+    """The inputs of `Objective`, of this process's batches from step `start` on."""
+    accumulate = config.train.accumulate
+    numbers = own_batches(start, stop, accumulate)
     batches = load_batches(
         data.parts["train"], data.classes, data.train_reader, batch=config.train.batch, seed=config.seed,
-        start=start, stop=stop, workers=config.data.workers,
+        numbers=numbers, per_epoch=inputs.steps_per_epoch * accumulate, workers=config.data.workers,
     )  # fmt: skip
-    for step, (clips, labels) in enumerate(batches, start=start):
-        yield tuple(Tensor(array) for array in (clips, labels, *inputs(step)))
+    for number, (clips, labels) in zip(numbers, batches, strict=True):
+        yield tuple(Tensor(array) for array in (clips, labels, *inputs(number)))
 
 
 def _validation(config: Config, data: RecognitionData, scorer: Scorer) -> Callable[[], float] | None:
@@ -199,20 +207,28 @@ def write_scores(config: Config, scorer: Scorer, data: RecognitionData, folder: 
     scores: dict[str, Scores] = {}
     for part, name in names.items():
         path, samples = folder / f"{name}.npz", data.parts[part]
-        if path.is_file():
-            old = load_scores(path)
-            if (old.model_hash, old.data_hash, old.settings) == (weights, hash_of_videos(samples), settings):
-                say(f"{path}: kept, of the same weights, videos and settings")
-                scores[part] = old
-                continue
-            say(f"{path}: made anew, as weights, videos or settings are others")
+        if from_first(lambda: _is_kept(path, weights, hash_of_videos(samples), settings)):  # noqa: B023 (called at once)
+            scores[part] = load_scores(path)
+            continue
         shown = sorted({sample.label for sample in samples}) if part == "unknown" else data.classes
         scores[part] = score_videos(
             scorer, samples, data.view_reader, config,
             classes=data.classes, label_names=shown, what=f"{name} videos",
         )  # fmt: skip
-        scores[part].save(path)
+        if is_first():
+            scores[part].save(path)
     return scores
+
+
+def _is_kept(path: Path, weights: str, videos: str, settings: dict[str, Any]) -> bool:
+    """Whether a file of scores is there, and of these."""
+    if not path.is_file():
+        return False
+    old = load_scores(path)
+    kept = (old.model_hash, old.data_hash, old.settings) == (weights, videos, settings)
+    verdict = "kept, of the same weights, videos and settings"
+    say(f"{path}: {verdict if kept else 'made anew, as weights, videos or settings are others'}")
+    return kept
 
 
 def finish(
@@ -232,6 +248,8 @@ def finish(
     """
     started = time.monotonic()
     scores = write_scores(config, scorer, data, folder / "scores")
+    if not is_first():
+        return
     sections, open_set = open_set_sections(folder / "scores") if "unknown" in scores else ([], {})
     result = write_result(
         folder,

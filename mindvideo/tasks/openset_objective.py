@@ -148,7 +148,8 @@ def look_once(config: Config, model: Recognizer) -> int:
 
 
 class TrainingInputs:
-    """What `Objective` takes beside clips and classes, by the number of the step, so that a run can be resumed.
+    """What `Objective` takes beside clips and classes, by the number of the batch, so that a run can be resumed and
+    dealt among processes; a step has `train.accumulate` batches.
 
     `map_frames` is the number of frames of the feature map.
     """
@@ -157,16 +158,17 @@ class TrainingInputs:
         self.config, self.steps_per_epoch, self.num_frames = config, steps_per_epoch, map_frames
         self.form = config.loss.debias if objective.debias_head is not None else ""
 
-    def __call__(self, step: int) -> tuple[np.ndarray, ...]:
+    def __call__(self, number: int) -> tuple[np.ndarray, ...]:
+        step = number // self.config.train.accumulate
         epoch, last = step // self.steps_per_epoch, self.config.train.epochs
         annealing = np.float32(annealing_weight(self.config.loss.annealing, epoch, last))
         # 3: another stream than the orders', and than the data's.
-        seed = np.random.default_rng((self.config.seed, step, 3)).integers(2**32, dtype=np.uint32)
+        seed = np.random.default_rng((self.config.seed, number, 3)).integers(2**32, dtype=np.uint32)
         if not self.form:
             return np.asarray(annealing), np.asarray(seed)
         # DEAR counts iterations from 0 and gives the odd ones to the first branch.
-        return np.asarray(annealing), np.asarray(seed), self._orders(step), np.asarray(np.float32(step % 2))
+        return np.asarray(annealing), np.asarray(seed), self._orders(number), np.asarray(np.float32(step % 2))
 
-    def _orders(self, step: int) -> np.ndarray:
-        rng = np.random.default_rng((self.config.seed, step, 2))  # 2: another stream than the data's
+    def _orders(self, number: int) -> np.ndarray:
+        rng = np.random.default_rng((self.config.seed, number, 2))  # 2: another stream than the data's
         return draw_orders(self.form, self.config.train.batch, self.num_frames, rng)

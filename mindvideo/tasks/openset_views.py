@@ -19,6 +19,7 @@ from scipy.special import softmax
 from mindvideo.config import Config
 from mindvideo.data.loader import ViewReader, load_views
 from mindvideo.data.manifest import Sample
+from mindvideo.engine.distributed import gather_rows, rank, shard, size
 from mindvideo.engine.log import progress_bar
 from mindvideo.losses.evidential import EVIDENCE
 from mindvideo.metrics.uncertainty import mutual_information, uncertainties
@@ -79,16 +80,21 @@ def score_views(
     draws: int = 0,
     what: str = "videos",
 ) -> Views:
-    """Look at every view, `batch` at a time, whichever videos they are of; `what` names the videos to who waits."""
+    """Look at every view, `batch` at a time, whichever videos they are of; `what` names the videos to who waits.
+
+    Each process looks at its share of the videos, with random draws of its own.
+    """
+    own = shard(samples)
     batches: list[list[np.ndarray]] = []
-    for number, views_BCTHW in enumerate(_in_batches(samples, reader, batch, workers, what)):
+    for place, views_BCTHW in enumerate(_in_batches(own, reader, batch, workers, what)):
+        number = place * size() + rank()
         # Always a full batch, so that one compiled graph serves: the last is filled up with its first view.
         missing = batch - len(views_BCTHW)
         filled = np.concatenate([views_BCTHW, views_BCTHW[:1].repeat(missing, axis=0)])
         batches.append([array[: len(views_BCTHW)] for array in scorer(filled, draws, number)])
-    logits, features, *drawn = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    found = [np.concatenate(arrays) for arrays in zip(*batches, strict=True)] or [np.zeros(0)] * (3 if draws else 2)
     logits_NVK, features_NVC, *drawn_NVPK = (
-        a.reshape(len(samples), -1, *a.shape[1:]) for a in (logits, features, *drawn)
+        gather_rows(array.reshape(len(own), -1, *array.shape[1:]) if len(own) else array) for array in found
     )
     return Views(logits_NVK, features_NVC.mean(axis=1), drawn_NVPK[0] if drawn_NVPK else None)
 

@@ -20,9 +20,10 @@ from mindvideo.config import Config, to_yaml
 from mindvideo.data.pose import collate, padded_length
 from mindvideo.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from mindvideo.engine.device import use_device
+from mindvideo.engine.distributed import gather_rows, is_first, shard
 from mindvideo.engine.log import RunLog, progress_bar, say
 from mindvideo.engine.loop import fit
-from mindvideo.engine.optim import learning_rates, make_adamax, make_step
+from mindvideo.engine.optim import learning_rates, make_adamax
 from mindvideo.engine.run import new_run
 from mindvideo.errors import InputError
 from mindvideo.losses.fewshot import classification_loss
@@ -30,7 +31,14 @@ from mindvideo.models import create_model
 from mindvideo.models.actionnet import ActionNet
 from mindvideo.tasks.pose_data import PoseData, load_batches, prepare_data, steps_per_epoch
 from mindvideo.tasks.pose_report import FoldResult, finish
-from mindvideo.tasks.setup import model_options, run_folder, starting_state, unfinished_run
+from mindvideo.tasks.setup import (
+    make_step,
+    model_options,
+    run_folder,
+    settle_accumulation,
+    starting_state,
+    unfinished_run,
+)
 
 
 def train(config: Config) -> Path:
@@ -40,18 +48,20 @@ def train(config: Config) -> Path:
     """
     device = use_device(config.device)
     ms.set_seed(config.seed)
+    settle_accumulation(config)
     unfinished = unfinished_run(config)
     data = prepare_data(config)
     model = make_model(config, len(data.classes))
-    training = Training(config, data, model)
-    state = starting_state(config, model, training.optimizer, unfinished)
+    training = Training(config, data, model, device)
+    state = starting_state(config, model, training.step, unfinished)
     state.classes = data.classes
     folder = run_folder(config, unfinished, state, device, training.ends[-1])
     with RunLog(folder, step=state.step, tensorboard=config.train.tensorboard) as log:
         training.run(state, folder, log)
     say(f"[End of training `{config.model.name}`] {state.seconds / 60:.1f} min")
     results = _test_all(config, data, training, folder)
-    finish(config, data, folder, results, steps=[0, *training.ends], trained=state)
+    if is_first():
+        finish(config, data, folder, results, steps=[0, *training.ends], trained=state)
     return folder
 
 
@@ -65,7 +75,8 @@ def evaluate(config: Config, checkpoint: Path) -> Path:
     number = _fold_of(config, data, state, checkpoint)
     folder = new_run(Path(config.output), f"{config.name}-eval", to_yaml(config))
     result = _test(config, data, number, Classifier(model), str(checkpoint), state)
-    finish(config, data, folder, [result], steps=[], trained=state)
+    if is_first():
+        finish(config, data, folder, [result], steps=[], trained=state)
     return folder
 
 
@@ -87,17 +98,17 @@ class Classifier:
         self._graph = ms.jit(model.construct)
 
     def logits(self, clips: Sequence[np.ndarray], batch: int) -> np.ndarray:
-        """Logits `[N, K]` of clips `[T, 24, 6]` of any lengths, `batch` at a time."""
-        logits = []
-        with progress_bar("classify clips", len(clips)) as progress:
-            for start in range(0, len(clips), batch):
-                chosen = list(clips[start : start + batch])
+        """Logits `[N, K]` of clips `[T, 24, 6]` of any lengths, `batch` at a time, by all processes together."""
+        own, logits = shard(clips), []
+        with progress_bar("classify clips", len(own)) as progress:
+            for start in range(0, len(own), batch):
+                chosen = list(own[start : start + batch])
                 # Always a full batch, for the graph's sake: the last is filled up with its first clip.
                 filled = chosen + chosen[:1] * (batch - len(chosen))
                 poses, lengths = collate(filled, padded_length(max(map(len, filled))))
                 logits.append(self._graph(Tensor(poses), Tensor(lengths)).asnumpy()[: len(chosen)])
                 progress(start + len(chosen))
-        return np.concatenate(logits)
+        return gather_rows(np.concatenate(logits) if logits else np.zeros(0))
 
 
 class Objective(nn.Cell):
@@ -118,7 +129,7 @@ class Objective(nn.Cell):
 class Training:
     """The training of one fold after another by one network, optimizer and graph, which is compiled once."""
 
-    def __init__(self, config: Config, data: PoseData, model: ActionNet):
+    def __init__(self, config: Config, data: PoseData, model: ActionNet, device: str):
         self.config, self.data, self.model = config, data, model
         self.classifier = Classifier(model)
         self.numbers = data.numbers(config)
@@ -133,7 +144,7 @@ class Training:
             for steps in per_epoch
         ]  # fmt: skip
         self.optimizer = make_adamax([model], np.concatenate(rates), weight_decay=settings.weight_decay)
-        self.step = make_step(Objective(model), self.optimizer, clip_norm=settings.clip_norm)
+        self.step = make_step(config, device, Objective(model), model, self.optimizer)
 
     def run(self, state: TrainingState, folder: Path, log: RunLog) -> None:
         """Train from `state.step` to the end of the last fold and store each fold's tested model."""
@@ -146,7 +157,7 @@ class Training:
             if state.step < stop:
                 self._fit(state, number, first, stop, folder, log)
             tested = state
-            if self.config.data.validation:
+            if self.config.data.validation or self.step.average:
                 tested = load_checkpoint(folder / "best.ckpt", self.model, self.config.model.name)
             save_checkpoint(folder / checkpoint_of(number), self.model, tested)
 
@@ -158,6 +169,8 @@ class Training:
         if pretrained:
             load_checkpoint(Path(pretrained), self.model, self.config.model.name)
         self.optimizer.restart()
+        if self.step.average:
+            self.step.average.restart()
         state.best, state.best_step = float("-inf"), 0
         state.config["data"]["fold"] = number + 1
 
@@ -165,8 +178,8 @@ class Training:
         per_epoch = steps_per_epoch(self.config, self.data.folds[number])
         fit(
             self.step, load_batches(self.config, self.data, number, first=first, start=state.step, stop=stop),
-            model=self.model, optimizer=self.optimizer, state=state, num_steps=stop, folder=folder, log=log,
-            measure=_measure, validate=self._validation(number),
+            model=self.model, state=state, num_steps=stop,
+            folder=folder, log=log, measure=_measure, validate=self._validation(number),
             validate_every=self.config.train.validate_every * per_epoch,
             save_every=self.config.train.save_every, log_every=self.config.train.log_every,
         )  # fmt: skip

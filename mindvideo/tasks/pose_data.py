@@ -17,6 +17,7 @@ from mindspore import Tensor
 from mindvideo.config import Config
 from mindvideo.data.pose import Augmentation, collate, read_pose
 from mindvideo.data.pose_sets import READERS, Fold, PoseClip, make_folds
+from mindvideo.engine.distributed import own_batches
 from mindvideo.engine.log import progress_bar
 from mindvideo.errors import InputError
 from mindvideo.tasks.setup import dataset_root, sample_folder
@@ -75,28 +76,31 @@ def _check_twins(clips: Sequence[PoseClip], poses: Sequence[np.ndarray], folds: 
 
 
 def steps_per_epoch(config: Config, fold: Fold) -> int:
-    """Whole batches of the fold's training clips; InputError if there is none."""
-    if len(fold.train) < config.train.batch:
-        raise InputError(f"train.batch is {config.train.batch}, but fold of {fold.name} trains on {len(fold.train)}.")
-    return len(fold.train) // config.train.batch
+    """Steps of `train.accumulate` whole batches of the fold's training clips; InputError if there is none."""
+    batch, accumulate = config.train.batch, config.train.accumulate
+    if len(fold.train) < batch * accumulate:
+        times = f" and train.accumulate {accumulate}" if accumulate > 1 else ""
+        raise InputError(f"train.batch is {batch}{times}, but fold of {fold.name} trains on {len(fold.train)}.")
+    return len(fold.train) // batch // accumulate
 
 
 def load_batches(
     config: Config, data: PoseData, number: int, *, first: int, start: int, stop: int
 ) -> Iterator[tuple[Tensor, ...]]:
-    """The inputs of `Objective` in the steps `start` to `stop - 1` of a run whose fold `number` begins at step `first`:
-    poses `[B, T, 24, 6]` filled up to the longest clip, lengths, classes, and the seed of the masks.
+    """The inputs of `Objective`, of this process's batches in the steps `start` to `stop - 1` of a run whose fold
+    `number` begins at step `first`: poses `[B, T, 24, 6]` filled up to the longest clip, lengths, classes, and the seed
+    of the masks.
 
-    All that is random depends on the config's seed and the step alone. An epoch leaves out less than a batch.
+    All that is random depends on the config's seed and the batch's number alone. An epoch leaves out less than a step.
     """
-    fold, batch = data.folds[number], config.train.batch
+    fold, batch, accumulate = data.folds[number], config.train.batch, config.train.accumulate
     augment = Augmentation(config.data.cropped, config.data.mirrored)
-    per_epoch, longest = steps_per_epoch(config, fold), data.longest
-    for step in range(start, stop):
-        epoch, place = divmod(step - first, per_epoch)
+    per_epoch, longest = steps_per_epoch(config, fold) * accumulate, data.longest
+    for counted in own_batches(start, stop, accumulate):
+        epoch, place = divmod(counted - first * accumulate, per_epoch)
         order = np.random.default_rng((config.seed, number, epoch)).permutation(fold.train)
         chosen = order[place * batch : (place + 1) * batch]
-        rng = np.random.default_rng((config.seed, step, 1))  # 1: another stream than the order's
+        rng = np.random.default_rng((config.seed, counted, 1))  # 1: another stream than the order's
         poses, lengths = collate([augment(data.poses[i], rng) for i in chosen], longest)
         seed = rng.integers(2**32, dtype=np.uint32)
         yield Tensor(poses), Tensor(lengths), Tensor(data.labels[chosen]), Tensor(seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from mindvideo.data.images import ImageReader, extract_frames, image_folder, ima
 from mindvideo.data.loader import load_clips
 from mindvideo.data.manifest import Sample
 from mindvideo.data.stickfigures import PAIRS
+from mindvideo.engine.distributed import after_first
 from mindvideo.engine.log import progress_bar
 from mindvideo.errors import InputError
 from mindvideo.tasks.openset_data import hold_out
@@ -80,9 +82,11 @@ def _frames(config: Config) -> tuple[list[Sample], list[Sample], list[str]]:
         frames = []
         for part in videos:
             frames.append(
-                extract_frames(
-                    part, counts, per_video=config.data.frames, short_side=config.data.short_side,
-                    decoder=config.data.decoder, progress=lambda number, done=done: progress(done + number),
+                after_first(
+                    partial(
+                        extract_frames, part, counts, per_video=config.data.frames, short_side=config.data.short_side,
+                        decoder=config.data.decoder, progress=lambda number, done=done: progress(done + number),
+                    )
                 )
             )  # fmt: skip
             done += len(part)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
@@ -73,7 +74,7 @@ class Objective(nn.Cell):
     ) -> tuple[Tensor, Tensor]:
         """Loss, and logits `[N, K]`. An image counts as of class `first_N` by `share_N`, as of `second_N` by the rest;
         `draw` and `seed` are those of padding and dropout."""
-        logits_NK = self.model(images_NCHW, draw, seed)
+        logits_NK = self.model(images_NCHW, draw, seed).astype(ms.float32)  # of mixed precision
         log_NK = ops.log_softmax(logits_NK, axis=1)
         of_first_N = ops.gather_elements(log_NK, 1, first_N.expand_dims(1)).squeeze(1)
         of_second_N = ops.gather_elements(log_NK, 1, second_N.expand_dims(1)).squeeze(1)
@@ -97,15 +98,15 @@ class Portion:
 
 
 class TrainingInputs:
-    """What `Objective` takes, made of a batch of images and labels by the number of the step, so that a run can be
-    resumed. `target` is the network as attacks on it see it."""
+    """What `Objective` takes, made of a batch of images and labels by the number of the batch, so that a run can be
+    resumed and dealt among processes. `target` is the network as attacks on it see it."""
 
     def __init__(self, config: Config, num_classes: int, target: attacks.Network):
         self.config, self.num_classes, self.target = config, num_classes, target
 
-    def __call__(self, step: int, images_BCHW: np.ndarray, labels_B: np.ndarray) -> tuple[Tensor, ...]:
-        self.target.restart(self.config.seed, step)
-        rng = np.random.default_rng((self.config.seed, step, 2))  # 2: another stream than those of order and crops
+    def __call__(self, number: int, images_BCHW: np.ndarray, labels_B: np.ndarray) -> tuple[Tensor, ...]:
+        self.target.restart(self.config.seed, number)
+        rng = np.random.default_rng((self.config.seed, number, 2))  # 2: another stream than those of order and crops
         portions = list(self._portions(images_BCHW, labels_B, rng))
         counts = [len(portion.images) for portion in portions]
         shares_N = np.repeat([portion.share for portion in portions], counts).astype(np.float32)
