@@ -12,21 +12,24 @@
     heads.py    linear (also evidential), Bayesian, reciprocal: pooled features to logits
     attacks/    what breaks classifiers in [0, 1], over any object with logits and a gradient
     losses/  metrics/  report/
-    native/     C++ operators for CPUs over oneDNN; models/layers.py alone uses them
-    engine/     loop.py  optim.py  checkpoint.py  device.py  run.py  log.py
+    native/     C++ operators for CPUs over oneDNN; of the networks, models/layers.py alone uses them
+    engine/     loop.py  optim.py  checkpoint.py  device.py  nvidia.py  run.py  log.py
     tasks/      fewshot.py  openset.py  pose.py  robust.py: join the above; openset_experiments.py: open-set numbers
                 from scores; robust_attack.py: the attack table
-    predict/    what a network says of new clips;  serve/  the same over HTTP;  export.py  packages for other platforms
+    predict/    what a network says of new clips;  serve/  the same over HTTP;  export/  MINDIR, ONNX, ModelArts
     convert/    checkpoints of other programs
+    doctor.py   what of all this works on this machine;  speed.py  how fast
     zoo.py      papers, inputs and numbers of all models;  zoo_pages.py  the tables made of them
     schema.py   the keys of every YAML file;  config.py  reads them;  cli.py: `mindvideo train|eval|...`
 
-Importing this package guards CPU users against a fault of newer MindSpore wheels, see `_guard_cpu_kernels`.
+Importing this package guards CPU users against a fault of newer MindSpore wheels, see `_guard_cpu_kernels`, and
+lets MindSpore find a GPU, see `_name_cuda`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from importlib import metadata
 
@@ -53,6 +56,18 @@ def _guard_cpu_kernels() -> None:
         )
 
 
+def _name_cuda() -> None:
+    """Point MindSpore to the CUDA of scripts/setup_gpu.sh, if it is there: without CUDA_HOME it looks for no GPU.
+
+    Its kernels hold no code for GPUs newer than Ada. The driver compiles that at the first call, and keeps it
+    in a cache whose usual size is too small.
+    """
+    folder = os.path.join(sys.prefix, "cuda")
+    if "CUDA_HOME" not in os.environ and os.path.isfile(os.path.join(folder, "bin", "nvcc")):
+        os.environ["CUDA_HOME"] = folder
+        os.environ.setdefault("CUDA_CACHE_MAXSIZE", "4000000000")
+
+
 # MindSpore's warnings are for its own developers (a GPU it looked for, a class of its own that is deprecated); its
 # errors still show. It reads this when it loads.
 os.environ.setdefault("GLOG_v", "3")
@@ -60,3 +75,4 @@ os.environ.setdefault("GLOG_v", "3")
 # step six times as long; sleeping costs nothing that can be measured. libgomp reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _guard_cpu_kernels()
+_name_cuda()

@@ -33,7 +33,7 @@ ensure_environment() {
     say "Installing into $VENV (first call only, some minutes)"
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV" || fail "cannot make $VENV; on Debian: apt-get install python3-venv"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt" \
-        -e "$ROOT${extras:+[$extras]}" || fail "the installation failed; see the lines above"
+        -e "$ROOT${extras:+[$extras]}" || fail "the installation failed; see the lines above (it needs the network)"
     printf '%s' "$wanted" >"$stamp"
 }
 

@@ -11,6 +11,7 @@ import sys
 import tomllib
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -124,3 +125,45 @@ def test_no_mindspore_is_no_error_yet(environment):
     environment.setattr(metadata, "version", missing)
     importlib.reload(mindvideo)
     assert "ONEDNN_MAX_CPU_ISA" not in os.environ
+
+
+def test_the_gpu_script_links_what_the_gpu_extra_installs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [Requirement(line) for line in project["optional-dependencies"]["gpu"]]
+    assert all(len(r.specifier) == 1 and str(r.specifier).startswith("==") for r in asked)
+    script = (REPOSITORY / "scripts" / "setup_gpu.sh").read_text(encoding="utf-8")
+    linked = script.partition("/nvidia/{")[2].partition("}")[0].split(",")
+    assert linked == [r.name.removeprefix("nvidia-").removesuffix("-cu11").replace("-", "_") for r in asked]
+
+
+@pytest.fixture
+def cuda(monkeypatch, tmp_path) -> Path:
+    """The CUDA folder of an environment of the test's own; MindSpore has not been told of it."""
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    for name in ("CUDA_HOME", "CUDA_CACHE_MAXSIZE"):
+        monkeypatch.setenv(name, "as it was")
+        monkeypatch.delenv(name)
+    return nvcc.parent.parent
+
+
+def test_cuda_that_was_set_up_is_named_to_mindspore(cuda):
+    importlib.reload(mindvideo)
+    assert os.environ["CUDA_HOME"] == str(cuda)
+    assert os.environ["CUDA_CACHE_MAXSIZE"] == "4000000000"
+
+
+def test_without_cuda_none_is_named(cuda):
+    (cuda / "bin" / "nvcc").unlink()
+    importlib.reload(mindvideo)
+    assert "CUDA_HOME" not in os.environ
+    assert "CUDA_CACHE_MAXSIZE" not in os.environ
+
+
+def test_the_user_s_own_cuda_stays(cuda, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", "/usr/local/cuda")
+    importlib.reload(mindvideo)
+    assert os.environ["CUDA_HOME"] == "/usr/local/cuda"
+    assert "CUDA_CACHE_MAXSIZE" not in os.environ
