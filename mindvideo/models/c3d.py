@@ -16,7 +16,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from mindvideo.models.layers import Conv, ConvNorm, MaxPool, conv3d, enter, leave
-from mindvideo.models.recognizer import register_backbone
+from mindvideo.models.recognizer import Backbone, register_backbone
 
 C3D_CLIP = (16, 112, 112)
 
@@ -45,7 +45,7 @@ def _block(in_channels: int, out_channels: int, momentum: float) -> ConvNorm:
     )
 
 
-class C3D(nn.Cell):
+class C3D(Backbone):
     """Clips `[B, 3, 16, 112, 112]` to vectors `[B, 1, 64 width]`, of fc7, and the map `[B, 8 width, 2, 7, 7]`."""
 
     def __init__(self, *, width: int = 64, dropout: float = 0.5):
@@ -63,16 +63,18 @@ class C3D(nn.Cell):
         self.fc7 = nn.Dense(self.num_features, self.num_features)
         self.dropout = nn.Dropout(p=dropout)
 
-    def construct(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+    def maps(self, clips_BCTHW: Tensor) -> tuple[Tensor, ...]:
         if tuple(clips_BCTHW.shape[2:]) != C3D_CLIP:
             raise ValueError(f"C3D takes clips of {C3D_CLIP} frames and pixels, not {clips_BCTHW.shape[2:]}")
         x = self.halve_space(ops.relu(self.conv1a(enter(clips_BCTHW))))
         x = self.halve(ops.relu(self.conv2a(x)))
         x = self.halve(ops.relu(self.conv3b(ops.relu(self.conv3a(x)))))
         x = self.halve(ops.relu(self.conv4b(ops.relu(self.conv4a(x)))))
-        x = ops.relu(self.conv5b(ops.relu(self.conv5a(x))))
-        vectors_BC = self.dropout(ops.relu(self.fc6(leave(self.pool5(x)).flatten(1))))
-        return ops.relu(self.fc7(vectors_BC)).expand_dims(1), leave(x)
+        return (leave(ops.relu(self.conv5b(ops.relu(self.conv5a(x))))),)
+
+    def vectors(self, maps: tuple[Tensor, ...]) -> Tensor:
+        vectors_BC = self.dropout(ops.relu(self.fc6(leave(self.pool5(enter(maps[0]))).flatten(1))))
+        return ops.relu(self.fc7(vectors_BC)).expand_dims(1)
 
 
 def _plain(in_channels: int, out_channels: int) -> Conv:

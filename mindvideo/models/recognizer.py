@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mindspore import Tensor, nn
 
@@ -18,13 +18,24 @@ from mindvideo.heads import make_head
 from mindvideo.models.registry import register
 
 
-class Backbone(Protocol):
-    """What `construct` of a backbone gives is `(vectors_BSC, features_BDTHW)`."""
+class Backbone(nn.Cell):
+    """Clips to maps, and these to what a head classifies; `construct` gives `(vectors_BSC, features_BDTHW)`, the latter
+    being the first of the maps, of `num_map_channels`."""
 
     num_features: int
     num_map_channels: int
 
-    def __call__(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]: ...
+    def maps(self, clips_BCTHW: Tensor) -> tuple[Tensor, ...]:
+        """The last maps `[B, C, T, H, W]` that still know time and place: all that the vectors are made of."""
+        raise NotImplementedError
+
+    def vectors(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """The vectors of the maps, `[B, S, num_features]`."""
+        raise NotImplementedError
+
+    def construct(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.maps(clips_BCTHW)
+        return self.vectors(maps), maps[0]
 
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])

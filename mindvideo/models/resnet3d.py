@@ -21,6 +21,7 @@ from typing import Any
 from mindspore import Tensor, nn, ops
 
 from mindvideo.models.layers import ConvNorm, MaxPool, channel_axis, enter, leave, time_axis
+from mindvideo.models.recognizer import Backbone
 
 ONE = (1, 1, 1)
 
@@ -118,7 +119,7 @@ EVERYWHERE: Inflation = ((1,), (1,), (1,), (1,))
 DEEP: Inflation = ((0,), (0,), (1,), (1,))  # SlowOnly, and SlowFast's slow pathway
 
 
-class ResNet3d(nn.Cell):
+class ResNet3d(Backbone):
     """Clips `[B, 3, T, H, W]` to vectors `[B, 1, C]` and their map `[B, C, T', H / 32, W / 32]`, C = `num_features`.
 
     Args:
@@ -179,9 +180,11 @@ class ResNet3d(nn.Cell):
         third = self.layer3(self.layer2(self.pool2(self.layer1(self.stem(clips_BCTHW)))))
         return third, self.layer4(third)
 
-    def construct(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        features_BCTHW = leave(self.last_maps(clips_BCTHW)[1])
-        return pooled(features_BCTHW), features_BCTHW
+    def maps(self, clips_BCTHW: Tensor) -> tuple[Tensor, ...]:
+        return (leave(self.last_maps(clips_BCTHW)[1]),)
+
+    def vectors(self, maps: tuple[Tensor, ...]) -> Tensor:
+        return pooled(maps[0])
 
 
 def pooled(features_BCTHW: Tensor) -> Tensor:

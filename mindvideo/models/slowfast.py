@@ -11,13 +11,13 @@ from __future__ import annotations
 from mindspore import Tensor, nn, ops
 
 from mindvideo.models.layers import Conv, channel_axis, leave
-from mindvideo.models.recognizer import register_backbone
+from mindvideo.models.recognizer import Backbone, register_backbone
 from mindvideo.models.resnet3d import DEEP, EVERYWHERE, ResNet3d, pooled
 
 ALPHA = 4  # frames of the fast pathway for one of the slow one
 
 
-class SlowFast(nn.Cell):
+class SlowFast(Backbone):
     """Clips `[B, 3, T, H, W]`, T a multiple of 4, to vectors `[B, 1, C]` (the fast features first, as in the published
     weights) and the slow pathway's map `[B, D, T / 4, H / 32, W / 32]`."""
 
@@ -48,9 +48,12 @@ class SlowFast(nn.Cell):
             fast = fast_stages[i](fast)
         return leave(slow), leave(fast)
 
-    def construct(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        slow, fast = self.pathways(clips_BCTHW)
-        return ops.cat((pooled(fast), pooled(slow)), axis=2), slow
+    def maps(self, clips_BCTHW: Tensor) -> tuple[Tensor, ...]:
+        return self.pathways(clips_BCTHW)
+
+    def vectors(self, maps: tuple[Tensor, ...]) -> Tensor:
+        slow, fast = maps
+        return ops.cat((pooled(fast), pooled(slow)), axis=2)
 
 
 @register_backbone

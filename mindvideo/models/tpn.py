@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
 from mindvideo.models.layers import Conv, ConvNorm, channel_axis, enter, leave, time_axis
-from mindvideo.models.recognizer import register_backbone
+from mindvideo.models.recognizer import Backbone, register_backbone
 from mindvideo.models.resnet3d import ONE, pooled
 from mindvideo.models.slowfast import slow_only
 from mindvideo.noise import Dropout
@@ -60,7 +60,7 @@ class TemporalPyramid(nn.Cell):
         return self.pyramid(ops.cat((top_down, bottom_up), axis=channel_axis()))
 
 
-class TPN(nn.Cell):
+class TPN(Backbone):
     """Clips `[B, 3, 8, H, W]` to vectors `[B, 1, 2048]` and the third stage's map `[B, D, 8, H / 16, W / 16]`."""
 
     def __init__(self, *, depth: int = 50, width: int = 64):
@@ -70,9 +70,13 @@ class TPN(nn.Cell):
         self.neck = TemporalPyramid((channels[2], channels[3]))
         self.num_features, self.num_map_channels = NUM_FEATURES, channels[2]
 
-    def construct(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+    def maps(self, clips_BCTHW: Tensor) -> tuple[Tensor, ...]:
         lower, upper = self.trunk.last_maps(clips_BCTHW)
-        return pooled(leave(self.neck(lower, upper))), leave(lower)
+        return leave(lower), leave(upper)
+
+    def vectors(self, maps: tuple[Tensor, ...]) -> Tensor:
+        lower, upper = maps
+        return pooled(leave(self.neck(enter(lower), enter(upper))))
 
 
 class AuxiliaryHead(nn.Cell):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from mindspore import Tensor
 
-from mindvideo.models.layers import leave
 from mindvideo.models.recognizer import register_backbone
 from mindvideo.models.resnet3d import NOWHERE, ResNet3d
 
@@ -23,9 +22,8 @@ class TSM(ResNet3d):
     def __init__(self, *, depth: int = 50, width: int = 64):
         super().__init__(depth=depth, inflate=NOWHERE, width=width, stem_frames=1, block={"shift_div": SHIFT_DIV})
 
-    def construct(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        features_BCTHW = leave(self.last_maps(clips_BCTHW)[1])
-        return features_BCTHW.mean(axis=(3, 4)).swapaxes(1, 2), features_BCTHW
+    def vectors(self, maps: tuple[Tensor, ...]) -> Tensor:
+        return maps[0].mean(axis=(3, 4)).swapaxes(1, 2)
 
 
 @register_backbone

@@ -4,13 +4,16 @@
     from mindvideo.predict import predict
     predict("one.mp4", checkpoint="output/dear_i3d/best.ckpt").label
 
-For many clips load the network once: `load_predictor(checkpoint).predict([Path("one.npy"), Path("two.npy")])`.
+For many clips load the network once: `load_predictor(checkpoint).predict([Path("one.npy"), Path("two.npy")])`. Where
+and when a video classifier sees its evidence, `GradCam(predictor)(clip, number)` says.
 
     predictors.py   the networks, and what they say of clips
     support.py      few-shot networks, which are shown examples of the classes
     inputs.py       what a folder holds
     stream.py       videos frame by frame, and the pieces of long ones
+    camera.py       the frames of a camera
     results.py      what is printed and written of predictions
+    cam.py          where and when a network sees its evidence: Grad-CAM
     annotate.py     clips with what is said of them drawn below
     command.py      `mindvideo predict`
 """
@@ -22,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindvideo.predict.cam import GradCam
 from mindvideo.predict.predictors import (
     LENGTHS,
     PosePredictor,
@@ -36,6 +40,7 @@ from mindvideo.predict.support import FewShotPredictor, load_few_shot
 __all__ = [
     "LENGTHS",
     "FewShotPredictor",
+    "GradCam",
     "PosePredictor",
     "Prediction",
     "Predictor",

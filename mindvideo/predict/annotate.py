@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips with what is said of them written below: videos as .mp4 or .gif, poses as the .gif of a skeleton.
+"""Clips with what is said of them written below: videos as .mp4 or .gif, also with the heat of a class over what the
+network saw, and poses as the .gif of a skeleton.
 
 Frames are drawn and encoded one by one. T frames, J joints, H height, W width.
 """
@@ -7,10 +8,12 @@ Frames are drawn and encoded one by one. T frames, J joints, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -27,6 +30,7 @@ LEAST_WIDTH = 320  # pixels; smaller frames are enlarged, so that the text below
 FOLDER_RATE, POSE_RATE = 25.0, 20.0  # frames a second where nothing says
 MOST_POSES = 600  # a longer recording is shown in as many frames
 SKELETON_SIDE = 320
+OPACITY = 0.7  # of the hottest place
 
 # suffix -> codec, pixel format, options; FFmpeg gives this format of GIF one palette for all frames
 _CODECS = {".mp4": ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"}), ".gif": ("gif", "rgb8", {})}
@@ -37,7 +41,7 @@ def targets(clips: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
 
     InputError if such a file is there already, or the folder cannot be."""
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: it is no folder, and --annotate needs one.")
+        raise InputError(f"{folder}: it is no folder, and pictures of clips go into one.")
     folder.mkdir(parents=True, exist_ok=True)
     taken: set[Path] = set()
     found = []
@@ -53,13 +57,21 @@ def targets(clips: Sequence[Path], folder: Path, suffix: str) -> list[Path]:
 
 def annotate_video(source: Path, rows: Sequence[Row], target: Path) -> None:
     """A video file or folder of frames, each frame above the last row that has begun."""
+    rate = _shown_rate(source)
     if source.is_dir():
-        rate, images = FOLDER_RATE, video.frame_files(source)
-        frames = ((n / FOLDER_RATE, video.read_frame_file(path)) for n, path in enumerate(images))
+        frames = ((n / rate, video.read_frame_file(path)) for n, path in enumerate(video.frame_files(source)))
     else:
-        rate = frame_rate(source)
         frames = stream_frames(source, rate)
     _write(target, _captioned(frames, rows), rate)
+
+
+def annotate_heat(
+    source: Path, frames_THWC: np.ndarray, heat_THW: np.ndarray, stride: int, row: Row, target: Path
+) -> None:
+    """What the network saw of a video, every `stride`-th frame, with the heat of the row's class over it; the caption
+    names that class, even where it is too unsure to be the verdict."""
+    frames = ((0.0, _heated(*pair)) for pair in zip(frames_THWC, heat_THW, strict=True))
+    _write(target, _captioned(frames, [replace(row, is_known=None)]), _shown_rate(source) / stride)
 
 
 def annotate_poses(source: Path, row: Row, target: Path) -> None:
@@ -69,6 +81,17 @@ def annotate_poses(source: Path, row: Row, target: Path) -> None:
     positions_TJ3 = joint_positions(poses_TJC[chosen])
     frames = ((0.0, frame_HWC) for frame_HWC in _skeletons(positions_TJ3))
     _write(target, _captioned(frames, [row]), POSE_RATE)
+
+
+def _shown_rate(source: Path) -> float:
+    return FOLDER_RATE if source.is_dir() else frame_rate(source)
+
+
+def _heated(frame_HWC: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
+    """The hotter a place, the more it is covered by its colour, from dark violet to yellow."""
+    colors_HWC = cv2.applyColorMap((heat_HW * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    share_HW1 = OPACITY * heat_HW[..., None]
+    return (frame_HWC * (1 - share_HW1) + colors_HWC * share_HW1).round().astype(np.uint8)
 
 
 def _captioned(frames: Iterable[tuple[float, np.ndarray]], rows: Sequence[Row]) -> Iterator[np.ndarray]:

@@ -66,9 +66,14 @@ class Prediction:
     seen: np.ndarray
 
     @property
+    def number(self) -> int:
+        """The place of the likeliest class among the labels."""
+        return int(self.probabilities.argmax())
+
+    @property
     def label(self) -> str:
         """The likeliest class."""
-        return self.labels[int(self.probabilities.argmax())]
+        return self.labels[self.number]
 
     def top(self, number: int) -> list[tuple[str, float]]:
         """The likeliest classes with their probabilities, at most so many."""
@@ -97,6 +102,17 @@ class VideoClip:
     @property
     def nbytes(self) -> int:
         return self.crops.nbytes
+
+    @property
+    def middle(self) -> VideoClip:
+        """The view in the middle alone."""
+        window = len(self.places) // 2
+        return VideoClip(self.crops[-1:], self.places[window : window + 1])  # of three crops the middle one is the last
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The frames of the first view, uint8 `[T, H, W, 3]`."""
+        return self.crops[0, self.places[0]]
 
 
 class PosePredictor:
@@ -207,9 +223,7 @@ class VideoPredictor:
         shape = self.config.eval
         views = self._look(self.reader.views(clip.crops, clip.places))
         logits, probabilities, found = average_views(views, average=shape.average, evidence=evidence_of(self.config))
-        middle, window = len(clip.crops) // 2, len(clip.places) // 2
-        seen_THWC = clip.crops[middle, clip.places[window]]
-        return _prediction(self.labels, logits[0], probabilities[0], _at(found, 0), seen_THWC)
+        return _prediction(self.labels, logits[0], probabilities[0], _at(found, 0), clip.middle.frames)
 
     def _look(self, views_VCTHW: np.ndarray) -> Views:
         """What the network says of each view of one video; one graph serves for all videos, as all have as many."""

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +72,25 @@ def slide(predictor: Pieceable, path: Path, every: float) -> Iterator[Window]:
 
     InputError or VideoError as `frame_rate` and `stream_frames`.
     """
-    interval = 1 / frame_rate(path)
+    rate = frame_rate(path)
+    yield from follow(predictor, stream_frames(path, rate), every, interval=1 / rate)
+
+
+def follow(
+    predictor: Pieceable,
+    frames: Iterable[tuple[float, np.ndarray]],
+    every: float,
+    *,
+    interval: float,
+    longest_gap: float = math.inf,
+) -> Iterator[Window]:
+    """As `slide`, of frames with their times in seconds, of which a single one lasts an `interval`. A piece with a gap
+    longer than the longest one is given up, and the next begins behind the gap."""
     piece: Frames = []
     before: Frames = []  # of the piece before, what this one does not share
-    for seconds, frame_HWC in stream_frames(path, 1 / interval):
+    for seconds, frame_HWC in frames:
+        if piece and seconds - piece[-1][0] > longest_gap:
+            before, piece = [], []
         end = _next_start(piece, every)
         if len(piece) >= predictor.span and seconds > end - TOLERANCE:
             yield _judge(predictor, piece, seconds)
@@ -83,6 +99,8 @@ def slide(predictor: Pieceable, path: Path, every: float) -> Iterator[Window]:
         if piece:
             interval = seconds - piece[-1][0]
         piece.append((seconds, predictor.shrink(frame_HWC)))
+    if not piece:
+        return
     # The last frame is in no verdict yet, and lasts as long as the one before it.
     end = piece[-1][0] + interval
     late = [kept for kept in before + piece if kept[0] > end - every - TOLERANCE]
