@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mindvideo train|eval|attack|predict|serve|export|convert|models`, and `openset` of cli_openset.py: parse, call what
-does the work, and turn mistakes of the user into one line and exit status 2.
+"""`mindvideo train|eval|attack|predict|serve|export|convert|models|doctor`, and `openset` of cli_openset.py: parse,
+call what does the work, and turn mistakes of the user into one line and exit status 2.
 
 MindSpore is imported only by the commands that need it, so that `--help` and mistakes in a config answer at once.
 """
@@ -97,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     models.add_argument("name", nargs="?", default="", metavar="NAME", help="the model to tell of")
     models.set_defaults(command=_models)
+
+    doctor = commands.add_parser(
+        "doctor", help="say what works on this machine, and what to do about the rest",
+        description="Look at versions, processor, GPU, decoders and speed. Exit status 1 if training cannot run.",
+        epilog="example: mindvideo doctor --device gpu",
+    )  # fmt: skip
+    doctor.add_argument("--device", default="auto", choices=DEVICES, help="where to train (default: %(default)s)")
+    doctor.add_argument("--json", action="store_true", help="print the same as JSON")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -126,7 +135,8 @@ def _add_predict(commands: Any) -> None:
     _add_network(predict)
     predict.add_argument(
         "inputs", nargs="+", metavar="INPUT", type=Path,
-        help="an .npy file of poses, a video, a folder of frames, or a folder to search for these",
+        help="an .npy file of poses, a video, a folder of frames, or a folder to search for these; webcam (webcam:N, "
+        "the camera of number N) watches a camera until Ctrl-C",
     )  # fmt: skip
     predict.add_argument(
         "--support", type=Path, metavar="FOLDER",
@@ -140,14 +150,19 @@ def _add_predict(commands: Any) -> None:
         help="clips of more uncertainty than X are unknown (default: as `mindvideo openset threshold` of the run)",
     )  # fmt: skip
     predict.add_argument(
-        "--every", type=_seconds, metavar="SECONDS", help="a verdict every so many seconds of a long video"
-    )
+        "--every", type=_seconds, metavar="SECONDS",
+        help="a verdict every so many seconds of a long video (of a webcam: 1)",
+    )  # fmt: skip
     predict.add_argument("--json", type=Path, metavar="FILE", help="new file, with all that is found")
     predict.add_argument("--csv", type=Path, metavar="FILE", help="new file, a line a verdict")
     predict.add_argument(
         "--annotate", type=Path, metavar="FOLDER", help="for each clip, as .mp4, with what is said of it below"
     )
-    predict.add_argument("--gif", action="store_true", help="annotate as .gif; poses always are")
+    predict.add_argument(
+        "--cam", type=Path, metavar="FOLDER",
+        help="for each video, as .mp4, what the network saw of it, with the evidence for its class (Grad-CAM) over it",
+    )  # fmt: skip
+    predict.add_argument("--gif", action="store_true", help="these as .gif; of poses they always are")
     predict.set_defaults(command=_predict)
 
 
@@ -176,13 +191,20 @@ def _add_serve(commands: Any) -> None:
 
 def _add_export(commands: Any) -> None:
     export = commands.add_parser(
-        "export", help="make a package that another platform runs",
-        description="Make a model package of Huawei Cloud's ModelArts: see docs/serving.md.",
-        epilog="example: mindvideo export --format modelarts --ckpt output/actionnet_sample/best.ckpt package",
+        "export", help="make a file or a package that another platform runs",
+        description="Write the network of a checkpoint as a MINDIR or ONNX file, which is then compared with it "
+        "(docs/export.md), or make a model package of Huawei Cloud's ModelArts (docs/serving.md).",
+        epilog="example: mindvideo export --format onnx --ckpt output/dear_i3d/best.ckpt i3d.onnx --batch 4",
     )  # fmt: skip
-    export.add_argument("--format", required=True, choices=("modelarts",), help="what runs it")
+    export.add_argument("--format", required=True, choices=("mindir", "onnx", "modelarts"), help="what runs it")
     _add_network(export)
-    export.add_argument("destination", metavar="DST", type=Path, help="new folder")
+    export.add_argument("destination", metavar="DST", type=Path, help="new file (mindir, onnx) or folder (modelarts)")
+    export.add_argument(
+        "--batch", type=_positive, metavar="N", help="clips, poses, images or queries at once, in a file (default: 1)"
+    )
+    export.add_argument(
+        "--frames", type=_positive, metavar="N", help="frames of a clip of poses, in a file (default: 256)"
+    )
     export.set_defaults(command=_export)
 
 
@@ -295,11 +317,13 @@ def _predict(parsed: argparse.Namespace) -> int:
     from mindvideo.predict.command import Wishes, run
 
     wishes = Wishes(
-        parsed.top, parsed.threshold, parsed.every, parsed.json, parsed.csv, parsed.annotate, parsed.gif
-    )  # fmt: skip
+        parsed.top, parsed.threshold, parsed.every, parsed.json, parsed.csv, parsed.annotate, parsed.cam, parsed.gif
+    )
     if parsed.support:
         if parsed.labels:
             raise InputError("--labels does not go with --support, whose folders name the classes.")
+        if parsed.cam:
+            raise InputError("--cam does not go with --support: it is for networks that know classes of their own.")
         from mindvideo.predict import load_few_shot
 
         predictor = load_few_shot(parsed.checkpoint, parsed.support, parsed.model, parsed.config, parsed.device)
@@ -322,10 +346,18 @@ def _serve(parsed: argparse.Namespace) -> int:
 
 
 def _export(parsed: argparse.Namespace) -> int:
-    from mindvideo.export import export_modelarts
+    from mindvideo.export import check_destination, export_graph, export_modelarts, load_trained
 
-    export_modelarts(_predictor(parsed), parsed.destination)
-    print(f"written: {parsed.destination / 'model'}")
+    if parsed.format == "modelarts":
+        if parsed.batch or parsed.frames:
+            raise InputError("--batch and --frames are for files; a ModelArts package takes clips of any length.")
+        export_modelarts(_predictor(parsed), parsed.destination)
+        print(f"written: {parsed.destination / 'model'}")
+        return 0
+    check_destination(parsed.destination, parsed.format)
+    trained = load_trained(parsed.checkpoint, parsed.model, parsed.config, parsed.device, parsed.labels)
+    difference = export_graph(trained, parsed.destination, batch=parsed.batch or 1, frames=parsed.frames or 0)
+    print(f"written: {parsed.destination} (largest difference from the network {difference:.1e})")
     return 0
 
 
@@ -347,3 +379,9 @@ def _models(parsed: argparse.Namespace) -> int:
     use_device("cpu")
     print(tell_model(parsed.name) if parsed.name else list_zoo())
     return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from mindvideo.doctor import run
+
+    return run(parsed.device, parsed.json)

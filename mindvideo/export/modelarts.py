@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models for other platforms: packages of Huawei Cloud's ModelArts."""
+"""Model packages of Huawei Cloud's ModelArts."""
 
 from __future__ import annotations
 
