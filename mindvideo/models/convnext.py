@@ -52,6 +52,7 @@ class Block(nn.Cell):
         hidden_BHWC = self.gelu(self.fc1(branch_BHWC))
         # The scale goes into the layer's weights: its own gradient is then a sum over these, not over all places.
         weight, bias = self.fc2.weight * self.scale.expand_dims(1), self.fc2.bias * self.scale
+        weight = weight.astype(hidden_BHWC.dtype)  # of mixed precision
         branch_BHWC = self.matmul(hidden_BHWC.reshape((-1, weight.shape[1])), weight) + bias
         branch_BHWC = branch_BHWC.reshape((*hidden_BHWC.shape[:-1], -1))
         if seed is not None and self.drop > 0.0:
