@@ -53,8 +53,8 @@ class Field:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         name = names[type(self.default)]
         if self.low is not None and self.high is not None:
-            return f"{name} from {self.low:g} to {self.high:g}"
-        return f"{name} of at least {self.low:g}" if self.low is not None else name
+            return f"{name} from {self.low:.10g} to {self.high:.10g}"
+        return f"{name} of at least {self.low:.10g}" if self.low is not None else name
 
 
 TASK = Field("fewshot", "what is trained", choices=("fewshot", "openset", "pose", "robust"))
