@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from mindvideo.engine import checkpoint
 from mindvideo.engine.checkpoint import TrainingState, load_checkpoint, load_part, read_checkpoint, save_checkpoint
+from mindvideo.engine.step import Average
 from mindvideo.errors import InputError
 
 STATE = TrainingState("small", step=7, seconds=1.5, best=0.625, best_step=4, config={"seed": 3, "name": "ä"})
@@ -209,3 +210,67 @@ def test_a_killed_write_is_no_checkpoint(saved):
     save_checkpoint(saved, model, STATE, optimizer)
     assert {path.name for path in saved.parent.iterdir()} == {"last.ckpt", "last.safetensors"}
     assert saved.stat().st_mode & 0o600 == 0o600
+
+
+def refusal(path: Path) -> str:
+    """What reading the checkpoint is refused with; empty if it is not."""
+    try:
+        read_checkpoint(path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_no_flipped_bit_of_an_array_goes_unseen(saved):
+    """Anywhere else one is refused too, or changes nothing that is read."""
+    good, (arrays, state) = saved.read_bytes(), read_checkpoint(saved)
+    long = [array for array in arrays.values() if array.nbytes > 8]  # a short one's bytes may stand elsewhere too
+    starts = [good.index(array.tobytes()) for array in long]
+    inside = {start + i for start, array in zip(starts, long, strict=True) for i in range(array.nbytes)}
+    assert len(inside) > 150
+    rng = np.random.default_rng(0)
+    for place in sorted(inside | set(rng.choice(len(good), 250, replace=False).tolist())):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        saved.write_bytes(damaged)
+        told = refusal(saved)
+        if told or place in inside:
+            assert told.startswith(f"{saved}: not a readable checkpoint ("), place
+            assert "\n" not in told
+        else:
+            found, found_state = read_checkpoint(saved)
+            assert_equal(found, arrays)
+            assert found_state == state
+
+
+def test_a_checkpoint_cut_short_anywhere_is_refused(saved):
+    good = saved.read_bytes()
+    for length in np.linspace(1, len(good) - 1, 60).astype(int):
+        saved.write_bytes(good[:length])
+        with pytest.raises(InputError, match="not a readable checkpoint"):
+            read_checkpoint(saved)
+
+
+def test_what_stood_there_before_is_kept(saved):
+    before, previous = saved.read_bytes(), saved.with_name("previous.ckpt")
+    model, optimizer = trained(seed=1)
+    save_checkpoint(saved, model, STATE, optimizer, previous=previous)
+    assert previous.read_bytes() == before
+    assert {path.name for path in saved.parent.iterdir()} == {"last.ckpt", "last.safetensors", "previous.ckpt"}
+    again = saved.read_bytes()
+    save_checkpoint(saved, model, STATE, optimizer, previous=previous)
+    assert previous.read_bytes() == again
+
+
+def test_an_average_goes_along_and_is_needed_to_go_on(tmp_path):
+    model, optimizer = trained()
+    average = Average(model, 0.9)
+    save_checkpoint(tmp_path / "last.ckpt", model, STATE, optimizer, average.parameters)
+    other, theirs = trained(seed=1)
+    taken = Average(other, 0.9)
+    load_checkpoint(tmp_path / "last.ckpt", other, "small", theirs, taken.parameters)
+    for own, expected in zip(taken.parameters, average.parameters, strict=True):
+        np.testing.assert_array_equal(own.asnumpy(), expected.asnumpy())
+    save_checkpoint(tmp_path / "plain.ckpt", model, STATE, optimizer)
+    with pytest.raises(InputError, match=r"holds no optimizer state \(optimizer\.average\."):
+        load_checkpoint(tmp_path / "plain.ckpt", other, "small", theirs, taken.parameters)

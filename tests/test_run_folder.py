@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import platform
+import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -41,6 +42,19 @@ def test_runs_of_one_name_are_numbered(tmp_path):
     assert latest_run(output, "arn") == folders[2]
     assert new_run(output, "arn-7", "name: arn-7").name == "arn-7"
     assert latest_run(output, "arn") == folders[2]
+
+
+def test_a_config_that_the_disk_had_no_room_for_is_no_run(tmp_path):
+    """Nor is one that a crash cut short: what is half written has another name."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            new_run(tmp_path, "arn", "name: arn\nseed: 3\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "arn" / "config.yaml").exists()
+    assert latest_run(tmp_path, "arn") is None
 
 
 def test_a_file_in_the_way_is_left_alone(tmp_path):

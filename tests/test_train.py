@@ -24,7 +24,8 @@ from safetensors.numpy import load_file
 from mindvideo import cli
 from mindvideo.data.video import write_video
 from mindvideo.engine.checkpoint import read_checkpoint
-from mindvideo.tasks import fewshot
+from mindvideo.engine.step import Step
+from mindvideo.tasks import fewshot, setup
 from tests.conftest import REPOSITORY
 from tests.tiny import EPISODES, evaluate, settings, train, write_experiment
 
@@ -60,7 +61,7 @@ def test_a_run_leaves_all_its_files(straight):
     present = {path.name for path in straight.iterdir()}
     assert present == {
         *("config.yaml", "log.csv", "log.jsonl", "result.json", "report.html", "figures"),
-        *("best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors"),
+        *("best.ckpt", "best.safetensors", "last.ckpt", "last.safetensors", "previous.ckpt"),
     }
     assert all(path.stat().st_size > 0 for path in (straight / "figures").iterdir())
     logged = rows(straight)
@@ -117,16 +118,15 @@ def learn_nothing(patch: pytest.MonkeyPatch, losses: Iterable[float]) -> None:
     """The next training's steps have these losses and do nothing: where only what is around them counts, no graph needs
     to be compiled."""
 
-    def make_step(*_, **__):
+    class IdleStep(Step):
         left = iter(losses)
 
-        def step(support_NKCTHW: Tensor, query_MCTHW: Tensor, *_) -> tuple[Tensor, Tensor]:
+        def __call__(self, batches: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, Tensor]]:
+            ((support_NKCTHW, query_MCTHW, *_),) = batches
             scores_MN = np.zeros((query_MCTHW.shape[0], support_NKCTHW.shape[0]), np.float32)
-            return Tensor(np.float32(next(left))), Tensor(scores_MN)
+            return [(Tensor(np.float32(next(self.left))), Tensor(scores_MN))]
 
-        return step
-
-    patch.setattr(fewshot, "make_step", make_step)
+    patch.setattr(setup, "Step", IdleStep)
 
 
 def test_pretrained_weights_are_the_start(straight, experiment, tmp_path, monkeypatch):
@@ -167,18 +167,13 @@ def assert_stopped(status: int, errors: str, checkpoint: Path, *, after: int) ->
 
 def terminate_at_once(patch: pytest.MonkeyPatch) -> None:
     """SIGTERM comes in the first step of the next training."""
-    make_step = fewshot.make_step
 
-    def make_terminated_step(*arguments, **options):
-        step = make_step(*arguments, **options)
-
-        def terminated(*batch):
+    class TerminatedStep(Step):
+        def __call__(self, batches):
             os.kill(os.getpid(), signal.SIGTERM)
-            return step(*batch)
+            return super().__call__(batches)
 
-        return terminated
-
-    patch.setattr(fewshot, "make_step", make_terminated_step)
+    patch.setattr(setup, "Step", TerminatedStep)
 
 
 def test_a_run_stopped_terminated_and_killed_goes_on_to_the_same_weights(straight, experiment, tmp_path, capsys):
@@ -206,6 +201,36 @@ def test_a_run_stopped_terminated_and_killed_goes_on_to_the_same_weights(straigh
     assert train(experiment, tmp_path, "train.resume=auto", "data.workers=1") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"], "resumed in the same folder"
     assert_same_run(tmp_path / "tiny", straight)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_the_checkpoint_before_takes_over_from_one_that_is_damaged_or_missing(
+    straight, experiment, tmp_path, capsys, damage
+):
+    shutil.copytree(straight, tmp_path / "tiny")
+    (tmp_path / "tiny" / "result.json").unlink()
+    last, previous = (tmp_path / "tiny" / f"{name}.ckpt" for name in ("last", "previous"))
+    assert read_checkpoint(previous)[1].step == 18
+    damage(last)
+    assert train(experiment, tmp_path, "train.resume=auto") == 0
+    told = next(line for line in capsys.readouterr().out.splitlines() if str(last) in line)
+    assert told.startswith(f"{last}: {'not a readable' if damage is truncate else 'no such'} checkpoint")
+    assert told.endswith(f" Going on from {previous}.")
+    assert_same_run(tmp_path / "tiny", straight)
+
+
+def test_two_damaged_checkpoints_are_one_line(straight, experiment, tmp_path, capsys):
+    shutil.copytree(straight, tmp_path / "tiny")
+    (tmp_path / "tiny" / "result.json").unlink()
+    for name in ("last", "previous"):
+        truncate(tmp_path / "tiny" / f"{name}.ckpt")
+    assert train(experiment, tmp_path, "train.resume=auto") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"mindvideo: error: {tmp_path}/tiny/previous.ckpt: not a readable checkpoint (")
 
 
 def test_resuming_with_other_settings_is_refused(straight, experiment, tmp_path, capsys):

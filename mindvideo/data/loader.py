@@ -9,6 +9,7 @@ N way, K shot, M queries; B batch, V views.
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, cpu_count
@@ -273,7 +274,7 @@ def _rows(source: _Source, workers: int) -> Iterator[tuple[Any, ...]]:
     ds.config.set_prefetch_size(_PREFETCH)
     cv2.setNumThreads(0)  # workers share the cores with training
     workers = min(workers, cpu_count())  # MindSpore refuses more
-    ds.config.set_enable_watchdog(False)  # it ends this process without a word where a worker is lost; see _lost
+    ds.config.set_enable_watchdog(False)  # it ends this process without a word where a worker is lost; see _Watch
     dataset = ds.GeneratorDataset(
         _Guarded(source),
         names,
@@ -282,39 +283,50 @@ def _rows(source: _Source, workers: int) -> Iterator[tuple[Any, ...]]:
         python_multiprocessing=workers > 1,
     )
     iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-    lost = _lost(iterator.dataset.sample_fn) if workers > 1 else []
+    watch = _Watch(iterator.dataset.sample_fn) if workers > 1 else None
     try:
         for *arrays, error in iterator:
             if error.size:
                 kind, _, message = error.tobytes().decode().partition(":")
                 raise (VideoError if kind == "VideoError" else InputError)(message)
             yield tuple(arrays)
-    except RuntimeError:
-        if not lost:
+    except RuntimeError:  # also where a row was being handed over
+        if not (watch and watch.found()):
             raise
-    if lost:
+    if watch and watch.lost:
         raise InputError(
-            f"data process {lost[0]} was killed or crashed. If memory was short, lower data.workers; "
+            f"data process {watch.lost} was killed or crashed. If memory was short, lower data.workers; "
             "train.resume=auto continues from the last checkpoint."
         )
 
 
-def _lost(maker: Any) -> list[int]:
-    """A list that gets the number of the first worker process of `maker` that dies before its time. The rows end then:
-    MindSpore would wait for that worker's for ever."""
-    lost: list[int] = []
+class _Watch(Thread):
+    """Waits for the first of `maker`'s worker processes to end. If it was killed or crashed, `lost` becomes its number
+    and the rows end: MindSpore would wait for that worker's for ever."""
 
-    def watch() -> None:
-        while len(getattr(maker, "pids", ())) < maker.num_worker:  # the first row asked for starts them
-            sleep(0.1)
+    def __init__(self, maker: Any):
+        super().__init__(daemon=True)
+        self._maker, self.lost = weakref.ref(maker), 0  # it ends its workers when the last one lets go of it
+        self.start()
+
+    def run(self) -> None:
+        while (maker := self._maker()) and len(getattr(maker, "pids", ())) < maker.num_worker:
+            sleep(0.1)  # the first row asked for starts them
+        if not maker:
+            return
         workers, over = list(maker.workers), maker.eof
-        dead = connection.wait([worker.sentinel for worker in workers])
-        if not over.is_set():  # else they were told to go
-            lost.extend(worker.pid for worker in workers if worker.sentinel in dead)
+        del maker
+        ended = connection.wait([worker.sentinel for worker in workers])
+        worker = next(worker for worker in workers if worker.sentinel in ended)
+        worker.join()
+        if worker.exitcode:
+            self.lost = worker.pid
             over.set()
 
-    Thread(target=watch, daemon=True).start()
-    return lost
+    def found(self) -> bool:
+        """Whether one is lost, or will be found so at once."""
+        self.join(1)
+        return self.lost > 0
 
 
 def load_episodes(
