@@ -16,10 +16,7 @@ from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any, TypeVar
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
-from mindspore.communication import get_group_size, get_rank, init
 from numpy.lib import format as npy
 
 from mindvideo.engine.log import console
@@ -41,6 +38,9 @@ def join() -> None:
         # compile. The scheduler has the same variable for something else: how soon it misses one that is gone.
         if os.environ.get("MS_ROLE") != "MS_SCHED":
             os.environ.setdefault("MS_NODE_TIMEOUT", str(_PATIENCE))
+        import mindspore as ms  # loaded only where there are several processes: some commands need no MindSpore
+        from mindspore.communication import init
+
         init()
         ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
         console.quiet = not is_first()
@@ -54,13 +54,21 @@ def _started_with() -> int:
 @functools.cache
 def rank() -> int:
     """The number of this process, from 0."""
-    return get_rank() if _started_with() > 1 else 0
+    if _started_with() == 1:
+        return 0
+    from mindspore.communication import get_rank
+
+    return get_rank()
 
 
 @functools.cache
 def size() -> int:
     """How many processes there are."""
-    return get_group_size() if _started_with() > 1 else 1
+    if _started_with() == 1:
+        return 1
+    from mindspore.communication import get_group_size
+
+    return get_group_size()
 
 
 def is_first() -> bool:
@@ -117,11 +125,15 @@ def exchange(data: bytes) -> list[bytes]:
 
 def _gather(numbers_N: np.ndarray) -> np.ndarray:
     """The float32 numbers of all processes, `[R, N]`."""
+    from mindspore import Tensor
+
     return _all_gather()(Tensor(numbers_N[None])).asnumpy()
 
 
 @functools.cache  # another one would be compiled anew
-def _all_gather() -> ops.AllGather:
+def _all_gather() -> Callable[[Any], Any]:
+    from mindspore import ops
+
     return ops.AllGather()
 
 
