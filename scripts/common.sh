@@ -47,6 +47,18 @@ folder_form() {
     [ "$PROJECT" = "$ROOT" ] || fail "PROJECT_PATH $PROJECT is not $ROOT, the repository of this script"
 }
 
+# The form [config_file] [pretrained_model] [key.sub=value ...]: sets the array settings, and config where one is given.
+config_form() {
+    case ${1:-} in '' | *=*) ;; *) config=$1 && shift ;; esac
+    local argument
+    for argument in "$@"; do
+        case $argument in
+            *=*) settings+=("$argument") ;;
+            *) settings+=("train.pretrained=$argument") ;;
+        esac
+    done
+}
+
 # The dataset that a folder of videos holds, by its name and its file names, as a config of configs/arn.
 config_for_data() {
     if find "$1" -maxdepth 2 -name 'v_*_g[0-9][0-9]_c[0-9][0-9]*' -print -quit | grep -q .; then

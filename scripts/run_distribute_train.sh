@@ -17,30 +17,23 @@ set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
-settings=()
+settings=() config=$ROOT/configs/arn/arn_sample.yaml
 if folder_form "$@"; then
     devices=$(find /dev -maxdepth 1 \( -name 'nvidia[0-9]*' -o -name 'davinci[0-9]*' \) 2>/dev/null | wc -l)
     [ "$devices" -gt 0 ] || devices=2
     visible=$(seq -s, 0 $((devices - 1)))
-    config=$ROOT/configs/arn/arn_sample.yaml
     if [ -n "$DATA" ]; then
         config=$(config_for_data "$DATA")
         settings+=("data.root=$DATA")
     fi
 else
     [ $# -ge 2 ] || fail "expected [DEVICE_NUM] [VISIBLE_DEVICES] [config_file] [pretrained_model], e.g. 8 0,1,2,3,4,5,6,7 ./arn.yaml"
-    devices=$1 visible=$2 config=$ROOT/configs/arn/arn_sample.yaml
+    devices=$1 visible=$2
     shift 2
     case $devices in '' | *[!0-9]* | 0) fail "DEVICE_NUM $devices is not a number of devices" ;; esac
     listed=$(printf '%s' "$visible" | tr ',' '\n' | grep -c .) || true
     [ "$listed" = "$devices" ] || fail "DEVICE_NUM is $devices, but VISIBLE_DEVICES $visible lists $listed"
-    case ${1:-} in '' | *=*) ;; *) config=$1 && shift ;; esac
-    for argument in "$@"; do
-        case $argument in
-            *=*) settings+=("$argument") ;;
-            *) settings+=("train.pretrained=$argument") ;;
-        esac
-    done
+    config_form "$@"
 fi
 [ -f "$config" ] || fail "config file $config does not exist"
 nodes=${NNODES:-1} node=${NODE_RANK:-0} address=${MASTER_ADDR:-127.0.0.1} port=${MASTER_PORT:-}

@@ -11,22 +11,14 @@ set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
-settings=()
+settings=() config=$ROOT/configs/arn/arn_sample.yaml
 if folder_form "$@"; then
-    config=$ROOT/configs/arn/arn_sample.yaml
     if [ -n "$DATA" ]; then
         config=$(config_for_data "$DATA")
         settings+=("data.root=$DATA")
     fi
 else
-    config=$ROOT/configs/arn/arn_sample.yaml
-    case ${1:-} in '' | *=*) ;; *) config=$1 && shift ;; esac
-    for argument in "$@"; do
-        case $argument in
-            *=*) settings+=("$argument") ;;
-            *) settings+=("train.pretrained=$argument") ;;
-        esac
-    done
+    config_form "$@"
 fi
 [ -f "$config" ] || fail "config file $config does not exist"
 ensure_environment ""

@@ -10,10 +10,10 @@ import numpy as np
 from mindspore import Tensor
 
 from mindvideo.config import Config, parse_config
+from mindvideo.engine.device import operator_by_operator
 from mindvideo.export import Trained
 from mindvideo.export.graph import (
     largest_difference,
-    operator_by_operator,
     run_mindir,
     run_network,
     run_onnx,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import mindspore as ms
@@ -15,6 +14,7 @@ from mindspore import Tensor
 from scipy.special import log_softmax
 
 from mindvideo.config import REPOSITORY, Config, load_config
+from mindvideo.engine.device import operator_by_operator
 from mindvideo.engine.optim import make_sgd, make_step
 from mindvideo.errors import InputError
 from mindvideo.losses.debias import debias_loss
@@ -36,17 +36,6 @@ def _one_block_a_stage() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet3d.DEPTHS, 18, (resnet3d.BasicBlock3d, (1, 1, 1, 1)))
         yield
-
-
-@contextmanager
-def one_by_one() -> Iterator[None]:
-    """Operators one by one, then as it was."""
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
-        yield
-    finally:
-        ms.set_context(mode=mode)
 
 
 def configure(name: str, method: str, *overrides: str) -> Config:
@@ -141,7 +130,7 @@ def test_a_step_in_graph_mode_equals_one_by_one(name):
     config, compiled = configure(name, DEAR), learnt(name, DEAR)
     objective, inputs = objective_of(config)
     before = weights_of(objective)
-    with one_by_one():
+    with operator_by_operator():
         loss, logits = step_of(objective, config).__wrapped__(*batch_of(inputs))
     after = weights_of(objective)
     assert compiled.losses[0] == pytest.approx(float(loss), rel=1e-5)

@@ -7,6 +7,8 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mindspore as ms
 
@@ -42,6 +44,17 @@ def use_device(name: str = "auto") -> str:
     _run_one_operator_at_a_time()
     _free_the_main_thread()
     return "cpu"
+
+
+@contextmanager
+def operator_by_operator() -> Iterator[None]:
+    """Inside, operators run one by one: compiling a graph takes longer than a single pass."""
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=mode)
 
 
 @functools.cache  # MindSpore takes it once

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 import mindvideo
+from mindvideo.engine.device import operator_by_operator
 from mindvideo.errors import InputError
 from mindvideo.export.interface import Interface, interface_of
 from mindvideo.export.network import Trained, rebuilt
@@ -169,14 +169,3 @@ def describe(trained: Trained, interface: Interface, outputs: Arrays) -> dict[st
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-@contextmanager
-def operator_by_operator() -> Iterator[None]:
-    """No graph is compiled for the single pass inside."""
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
-        yield
-    finally:
-        ms.set_context(mode=mode)

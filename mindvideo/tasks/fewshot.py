@@ -37,21 +37,17 @@ from mindvideo.tasks.fewshot_episodes import EpisodeResults, encode_all, queries
 from mindvideo.tasks.fewshot_objective import Objective, augmentation_of
 from mindvideo.tasks.fewshot_report import write_report
 from mindvideo.tasks.setup import (
+    begin,
     make_step,
     model_options,
     run_folder,
-    settle_accumulation,
     starting_state,
-    unfinished_run,
 )
 
 
 def train(config: Config) -> Path:
     """Train, test the best model, and return the run's folder; `train.resume=auto` continues an unfinished run."""
-    device = use_device(config.device)
-    ms.set_seed(config.seed)
-    settle_accumulation(config)
-    unfinished = unfinished_run(config)
+    device, unfinished = begin(config)
     model = make_model(config)
     num_steps = _steps(config)
     data = prepare_data(config)

@@ -43,7 +43,7 @@ from mindvideo.tasks.openset_views import (
     score_videos,
     score_views,
 )
-from mindvideo.tasks.setup import make_step, run_folder, settle_accumulation, starting_state, unfinished_run
+from mindvideo.tasks.setup import begin, make_step, run_folder, starting_state
 
 
 def train(config: Config) -> Path:
@@ -51,10 +51,7 @@ def train(config: Config) -> Path:
 
     The best checkpoint on validation sources is tested, or the last one where `data.validation` is 0, as published.
     """
-    device = use_device(config.device)
-    ms.set_seed(config.seed)
-    settle_accumulation(config)
-    unfinished = unfinished_run(config)
+    device, unfinished = begin(config)
     found = find_videos(config)
     model = make_model(config, len(found.classes))
     scorer = Scorer(model)

@@ -6,11 +6,11 @@ B clips, K known classes, T frames of the feature map.
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
 from mindvideo.config import Config
+from mindvideo.engine.device import operator_by_operator
 from mindvideo.errors import InputError
 from mindvideo.losses.debias import debias_loss
 from mindvideo.losses.evidential import RECIPES, EvidenceLoss, annealing_weight
@@ -131,9 +131,7 @@ def look_once(config: Config, model: Recognizer) -> int:
     InputError where the network cannot see such clips.
     """
     length, map_frames = config.data.length, 0
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # operator by operator: compiling takes longer than a single look
-    try:
+    with operator_by_operator():
         for key, size in (("eval.size", config.eval.size), ("data.size", config.data.size)):
             try:
                 _, map_BDTHW = model.backbone(Tensor(np.zeros((1, 3, length, size, size), np.float32)))
@@ -142,8 +140,6 @@ def look_once(config: Config, model: Recognizer) -> int:
                 clips = f"clips of data.length {length} and {key} {size}"
                 raise InputError(f"model.name: {config.model.name} cannot see {clips}: {reason}") from error
             map_frames = map_BDTHW.shape[2]
-    finally:
-        ms.set_context(mode=mode)
     return map_frames
 
 

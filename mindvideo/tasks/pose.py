@@ -32,12 +32,11 @@ from mindvideo.models.actionnet import ActionNet
 from mindvideo.tasks.pose_data import PoseData, load_batches, prepare_data, steps_per_epoch
 from mindvideo.tasks.pose_report import FoldResult, finish
 from mindvideo.tasks.setup import (
+    begin,
     make_step,
     model_options,
     run_folder,
-    settle_accumulation,
     starting_state,
-    unfinished_run,
 )
 
 
@@ -46,10 +45,7 @@ def train(config: Config) -> Path:
 
     With `data.validation` a fold's best checkpoint on validation clips is tested, otherwise its last one, as published.
     """
-    device = use_device(config.device)
-    ms.set_seed(config.seed)
-    settle_accumulation(config)
-    unfinished = unfinished_run(config)
+    device, unfinished = begin(config)
     data = prepare_data(config)
     model = make_model(config, len(data.classes))
     training = Training(config, data, model, device)

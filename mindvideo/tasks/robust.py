@@ -34,7 +34,7 @@ from mindvideo.tasks.robust_objective import (
     make_target,
 )
 from mindvideo.tasks.robust_report import finish
-from mindvideo.tasks.setup import make_step, run_folder, settle_accumulation, starting_state, unfinished_run
+from mindvideo.tasks.setup import begin, make_step, run_folder, starting_state
 
 
 def train(config: Config) -> Path:
@@ -42,13 +42,10 @@ def train(config: Config) -> Path:
 
     The best checkpoint on validation images is tested, or the last one where `data.validation` is 0.
     """
-    device = use_device(config.device)
-    ms.set_seed(config.seed)
     check_loss(config)
-    settle_accumulation(config)
     if config.train.padded_epochs and not config.defence.padding:
         raise InputError(f"train.padded_epochs is {config.train.padded_epochs}, but defence.padding is 0.")
-    unfinished = unfinished_run(config)
+    device, unfinished = begin(config)
     data = find_images(config)
     training = Training(config, data, device)
     state = starting_state(config, training.network, training.step, unfinished)

@@ -17,6 +17,7 @@ from mindvideo.data.datasets import count_all_frames
 from mindvideo.data.manifest import Sample
 from mindvideo.engine import distributed
 from mindvideo.engine.checkpoint import TrainingState, load_checkpoint
+from mindvideo.engine.device import use_device
 from mindvideo.engine.distributed import after_first, exchange, from_first, shard
 from mindvideo.engine.log import progress_bar, say
 from mindvideo.engine.optim import LossScale
@@ -105,6 +106,16 @@ def add_head(
     return head
 
 
+def begin(config: Config) -> tuple[str, Path | None]:
+    """Choose the device, seed MindSpore and settle `train.accumulate`; gives the device, and the folder of the run to
+    continue or None to start anew. InputError for settings that cannot be."""
+    device = use_device(config.device)
+    ms.set_seed(config.seed)
+    settle_accumulation(config)
+    folder = from_first(lambda: str(_unfinished_run(config) or ""))
+    return device, Path(folder) if folder else None
+
+
 def settle_accumulation(config: Config) -> None:
     """Set `train.accumulate` where it is 1: to that of the run to be continued, or else to the number of processes.
 
@@ -122,12 +133,6 @@ def settle_accumulation(config: Config) -> None:
             f"train.accumulate is {train.accumulate}, and {size} processes are to share a step's batches: "
             "start no more of them than these, or raise it."
         )
-
-
-def unfinished_run(config: Config) -> Path | None:
-    """The folder of the run to continue; None to start anew."""
-    folder = from_first(lambda: str(_unfinished_run(config) or ""))
-    return Path(folder) if folder else None
 
 
 def _unfinished_run(config: Config) -> Path | None:
