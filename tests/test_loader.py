@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading through mindspore.dataset: the same arrays for any number of workers, and clear errors."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import active_children
@@ -18,6 +20,7 @@ from mindvideo.data.selfsupervision import Rotation, make_augmentation
 from mindvideo.data.transforms import ClipTransform, TrainTransform, ViewTransform
 from mindvideo.data.video import read_frames
 from mindvideo.errors import InputError, VideoError
+from tests.conftest import REPOSITORY
 
 WAY, SHOT, QUERY = 2, 2, 3
 FRAMES = 6
@@ -394,3 +397,38 @@ def test_a_real_video_through_dears_pipelines(real_data):
     assert views.shape == (6, 3, 32, 256, 256)
     assert np.isfinite(clip).all()
     assert -2.2 < views.min() < views.max() < 2.7
+
+
+GARBAGE = """
+import gc, os
+import numpy as np
+from pathlib import Path
+from mindvideo.data.loader import load_clips
+from mindvideo.data.manifest import Sample
+from mindvideo.errors import InputError
+
+parent = os.getpid()
+samples = [Sample(Path(str(number)), "a", "") for number in range(8)]
+
+def read(sample):
+    if os.getpid() != parent:
+        gc.collect()
+    if sample.label == "broken":
+        raise InputError("broken")
+    return np.zeros(4, np.float32)
+
+gc.disable()  # so that only the workers collect garbage
+for round in range(2):
+    try:
+        list(load_clips([*samples, Sample(Path("x"), "broken", "")], read, workers=2))
+    except InputError as error:
+        error.itself = error  # with its traceback, and so all that the loader held, it is garbage now
+    print(len(list(load_clips(samples, read, workers=2))), flush=True)
+"""
+
+
+def test_workers_may_collect_the_garbage_of_the_loader_before():
+    """MindSpore's iterator is gone by then: its destructor would never end in another process."""
+    command = [sys.executable, "-c", GARBAGE]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split()[-2:] == ["8", "8"]

@@ -293,6 +293,10 @@ def _rows(source: _Source, workers: int) -> Iterator[tuple[Any, ...]]:
     except RuntimeError:  # also where a row was being handed over
         if not (watch and watch.found()):
             raise
+    finally:
+        # At once, not by the garbage collector: that may run in a worker of the next iterator, where MindSpore's
+        # destructor waits for ever for threads that only this process has.
+        iterator.stop()
     if watch and watch.lost:
         raise InputError(
             f"data process {watch.lost} was killed or crashed. If memory was short, lower data.workers; "
@@ -314,8 +318,10 @@ class _Watch(Thread):
             sleep(0.1)  # the first row asked for starts them
         if not maker:
             return
-        workers, over = list(maker.workers), maker.eof
+        workers, over = list(maker.workers or ()), maker.eof
         del maker
+        if not workers:  # stopped already
+            return
         ended = connection.wait([worker.sentinel for worker in workers])
         worker = next(worker for worker in workers if worker.sentinel in ended)
         worker.join()
