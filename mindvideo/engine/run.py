@@ -45,11 +45,11 @@ def _new_run(output: Path, name: str, config_yaml: str) -> Path:
             number += 1
         except OSError as error:
             raise InputError(f"output: cannot make the folder {folder} ({error}).") from error
-    _write_whole(folder / "config.yaml", config_yaml)
+    write_whole(folder / "config.yaml", config_yaml)
     return folder
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file that is never seen half written."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -104,7 +104,7 @@ def write_result(folder: Path, result: dict[str, Any], config_yaml: str) -> dict
         "commit": current_commit(),
         "config_sha256": hashlib.sha256(config_yaml.encode()).hexdigest(),
     }
-    _write_whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False))
+    write_whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False))
     return result
 
 

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
+from scipy import ndimage
 
 from mindvideo.predict.predictors import VideoClip, VideoPredictor
 
@@ -74,11 +75,5 @@ def heat_of(maps: Sequence[np.ndarray], gradients: Sequence[np.ndarray]) -> np.n
 
 def resize_linear(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """An array at another size along every axis, linearly between the middles of its cells and constant beyond."""
-    for axis, size in enumerate(shape):
-        length = values.shape[axis]
-        places = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
-        below = np.floor(places).astype(int)
-        above = np.minimum(below + 1, length - 1)
-        share = (places - below).astype(values.dtype).reshape(-1, *[1] * (values.ndim - 1 - axis))
-        values = values.take(below, axis) * (1 - share) + values.take(above, axis) * share
-    return values
+    factors = [wanted / own for wanted, own in zip(shape, values.shape, strict=True)]
+    return np.asarray(ndimage.zoom(values, factors, order=1, mode="nearest", grid_mode=True))

@@ -27,7 +27,7 @@ from mindvideo.predict.results import (
     refuse_existing,
     to_csv,
     to_json,
-    write_whole,
+    write_new,
 )
 from mindvideo.predict.stream import follow, slide
 from mindvideo.predict.support import FewShotPredictor
@@ -72,9 +72,9 @@ def run(predictor: Predictor | FewShotPredictor, checkpoint: Path, inputs: list[
         rows, failures = _classify(predictor, inputs, wishes, to_row)
     about = {"checkpoint": str(checkpoint), "model": predictor.config.model.name, "threshold": threshold}
     if wishes.json:
-        write_whole(wishes.json, to_json(rows, failures, about))
+        write_new(wishes.json, to_json(rows, failures, about))
     if wishes.csv:
-        write_whole(wishes.csv, to_csv(rows, min(wishes.top, len(predictor.labels))))
+        write_new(wishes.csv, to_csv(rows, min(wishes.top, len(predictor.labels))))
     return 2 if failures else 0
 
 

@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from mindvideo.engine.run import write_whole
 from mindvideo.errors import InputError
 from mindvideo.predict.predictors import Prediction
 
@@ -115,9 +116,7 @@ def refuse_existing(path: Path) -> None:
         raise InputError(f"{path}: there is no folder {path.parent} to write it to.")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_new(path: Path, text: str) -> None:
     """Write a file whole or not at all; InputError if it has come to be there."""
     refuse_existing(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, text)
