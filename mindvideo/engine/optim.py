@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers and learning rates, and the compiled training step."""
+"""Optimizers and learning rates, and the compiled training step.
+
+On a CPU, SGD and Adamax take their steps by the native operators where these load.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+
+from mindvideo import native
+from mindvideo.native import optimizers
 
 SCHEDULES = ("constant", "step", "cosine")
 
@@ -67,6 +74,29 @@ def tsm_scale(name: str) -> tuple[float, float]:
     return (2.0, 0.0) if name.endswith("bias") else (1.0, 1.0)
 
 
+def _each(
+    parameters: Sequence[Parameter], make: Callable[[float, float], nn.Cell], weight_decay: float, scale: Scale
+) -> nn.CellList:
+    """The step of each parameter, of its factor of the rate and its weight decay; equal ones are one cell."""
+    make = cache(make)
+    factors = [scale(parameter.name) for parameter in parameters]
+    return nn.CellList([make(rate, decay * weight_decay) for rate, decay in factors])
+
+
+class SGDStep(nn.Cell):
+    """SGD's step of one parameter, see SGD: what the native one does in one pass."""
+
+    def __init__(self, momentum: float, nesterov: bool, factor: float, decay: float):
+        super().__init__()
+        self.momentum, self.nesterov, self.factor, self.decay = momentum, nesterov, factor, decay
+
+    def construct(self, rate: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor) -> None:
+        slope = gradient + self.decay * parameter
+        faster = ops.assign(velocity, self.momentum * velocity + slope)
+        step = slope + self.momentum * faster if self.nesterov else faster
+        ops.assign_sub(parameter, (rate * self.factor) * step)
+
+
 class SGD(nn.Optimizer):
     """SGD with momentum as PyTorch defines it: v = momentum v + g + decay p, and p falls by the rate times v or,
     looking ahead (Nesterov), times g + decay p + momentum v.
@@ -90,24 +120,33 @@ class SGD(nn.Optimizer):
     ):
         super().__init__(Tensor(rates), list(parameters))
         self.velocities = self.parameters.clone(prefix="velocity", init="zeros")
-        self.momentum, self.nesterov = momentum, nesterov
-        factors = [scale(parameter.name) for parameter in self.parameters]
-        self.rate_scales = tuple(rate for rate, _ in factors)
-        self.decays = tuple(decay * weight_decay for _, decay in factors)
+        kind = optimizers.SGDStep if native.in_use() else SGDStep
+        self.steps = _each(self.parameters, partial(kind, momentum, nesterov), weight_decay, scale)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> None:
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        for i in range(len(self.decays)):
-            slope = gradients[i] + self.decays[i] * self.parameters[i]
-            velocity = ops.assign(self.velocities[i], self.momentum * self.velocities[i] + slope)
-            step = slope + self.momentum * velocity if self.nesterov else velocity
-            ops.assign_sub(self.parameters[i], (rate * self.rate_scales[i]) * step)
+        for i in range(len(gradients)):
+            self.steps[i](rate, self.parameters[i], self.velocities[i], gradients[i])
 
 
 def make_sgd(models: Sequence[nn.Cell], rates: np.ndarray, **options: Any) -> SGD:
     """SGD, with these options of it, of all that the models have to learn."""
     return SGD([parameter for model in models for parameter in model.trainable_params()], rates, **options)
+
+
+class AdamaxStep(nn.Cell):
+    """Adamax's step of one parameter, see Adamax: what the native one does in one pass."""
+
+    def __init__(self, factor: float, decay: float):
+        super().__init__()
+        self.factor, self.decay = factor, decay
+
+    def construct(self, rate: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor) -> None:
+        slope = gradient + self.decay * parameter if self.decay > 0 else gradient
+        newer = ops.assign(mean, 0.9 * mean + 0.1 * slope)
+        larger = ops.assign(norm, ops.maximum(0.999 * norm, ops.abs(slope) + 1e-8))
+        ops.assign_sub(parameter, (rate * self.factor) * newer / larger)
 
 
 class Adamax(nn.Optimizer):
@@ -126,19 +165,15 @@ class Adamax(nn.Optimizer):
         self.means = self.parameters.clone(prefix="mean", init="zeros")
         self.norms = self.parameters.clone(prefix="norm", init="zeros")
         self.power = Parameter(Tensor(1.0, ms.float32), name="power")  # 0.9^t
-        factors = [scale(parameter.name) for parameter in self.parameters]
-        self.rate_scales = tuple(rate for rate, _ in factors)
-        self.decays = tuple(decay * weight_decay for _, decay in factors)
+        kind = optimizers.AdamaxStep if native.in_use() else AdamaxStep
+        self.steps = _each(self.parameters, kind, weight_decay, scale)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> None:
         power = ops.assign(self.power, 0.9 * self.power)
         rate = self.get_lr() / (1.0 - power)
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         for i in range(len(gradients)):
-            slope = gradients[i] + self.decays[i] * self.parameters[i] if self.decays[i] > 0 else gradients[i]
-            mean = ops.assign(self.means[i], 0.9 * self.means[i] + 0.1 * slope)
-            norm = ops.assign(self.norms[i], ops.maximum(0.999 * self.norms[i], ops.abs(slope) + 1e-8))
-            ops.assign_sub(self.parameters[i], (rate * self.rate_scales[i]) * mean / norm)
+            self.steps[i](rate, self.parameters[i], self.means[i], self.norms[i], gradients[i])
 
     def restart(self) -> None:
         """Forget all gradients, as a new optimizer would have seen none; the rates go on."""

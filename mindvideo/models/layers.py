@@ -33,7 +33,7 @@ _portable = False
 @functools.cache
 def is_native() -> bool:
     """Whether the networks of this process run on the native operators; settled at the first call."""
-    return not _portable and ms.get_context("device_target") == "CPU" and native.available()
+    return not _portable and native.in_use()
 
 
 @contextmanager

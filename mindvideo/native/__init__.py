@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution, norms, pooling and GELU for CPUs over oneDNN 3, as MindSpore cells with gradients.
+"""Convolution, norms, pooling, GELU and steps of optimizers for CPUs, over oneDNN 3, as MindSpore cells.
 
-    build.py       compiles operators.cc on first use
-    operators.cc   the operators;  call.h  how they reach oneDNN
-    operators.py   the cells
+    build.py         compiles the operators on first use;  call.h  how they reach oneDNN
+    operators.cc     the operators of networks;            operators.py   the cells
+    optimizers.cc    the steps of optimizers;              optimizers.py  the cells
 
 MindSpore's own CPU operators call an old oneDNN with fixed layouts and are several times slower. The two
 differ by float32 rounding only. Where the native ones do not load, `available()` is False and `reason()`
 says why; `MINDVIDEO_NATIVE=0` turns them off.
 
-The cells take tensors with the channels last, [B, T, H, W, C]: oneDNN's kernels run on them as they lie.
+The cells of networks take tensors with the channels last, [B, T, H, W, C]: oneDNN's kernels run on them as they lie.
 """
 
 from __future__ import annotations
@@ -44,3 +44,10 @@ def available() -> bool:
 def reason() -> str:
     """Why the native operators are not available; empty where they are."""
     return load()[1]
+
+
+def in_use() -> bool:
+    """Whether this process computes on a CPU with the native operators."""
+    import mindspore as ms  # here, as the rest of this file needs none of it
+
+    return ms.get_context("device_target") == "CPU" and available()

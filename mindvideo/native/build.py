@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile operators.cc against the installed oneDNN wheels: `python -m mindvideo.native.build`.
+"""Compile the operators against the installed oneDNN wheels: `python -m mindvideo.native.build`.
 
 The library is built on first use, in about four seconds, into the user's cache folder, under a name made
 from everything it depends on. So wheel and editable installs work alike, an upgrade of oneDNN or of this
@@ -18,8 +18,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("operators.cc")
-HEADER = SOURCE.with_name("call.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("operators.cc", "optimizers.cc"))
+HEADER = Path(__file__).with_name("call.h")
 FLAGS = ("-O3", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
@@ -44,9 +44,9 @@ def library() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise BuildError(f"no C++ compiler: {os.environ.get('CXX', 'g++')!r} is not on PATH")
-    command = [compiler, *FLAGS, str(SOURCE), f"-I{include}", str(onednn), f"-Wl,-rpath,{onednn.parent}"]
+    command = [compiler, *FLAGS, *map(str, SOURCES), f"-I{include}", str(onednn), f"-Wl,-rpath,{onednn.parent}"]
 
-    content = [SOURCE.read_text(), HEADER.read_text(), *command, metadata.version("onednn-cpu-gomp")]
+    content = [*(source.read_text() for source in (*SOURCES, HEADER)), *command, metadata.version("onednn-cpu-gomp")]
     key = hashlib.sha256("\0".join(content).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindvideo"
     target = cache / f"libmindvideo_native-{key}.so"

@@ -91,6 +91,7 @@ struct Call {
   const int64_t* attributes() const { return static_cast<const int64_t*>(data[0]); }
   float* values(int i) const { return static_cast<float*>(data[i]); }
   int spatial(int i) const { return ranks[i] - 2; }
+  int64_t size(int i) const { return std::accumulate(shapes[i], shapes[i] + ranks[i], int64_t{1}, std::multiplies<>()); }
   dims shape(int i) const { return {shapes[i], shapes[i] + ranks[i]}; }
   int64_t channels(int i) const { return shapes[i][ranks[i] - 1]; }
   int64_t rows(int i) const { return std::accumulate(shapes[i], shapes[i] + ranks[i] - 1, int64_t{1}, std::multiplies<>()); }
@@ -145,4 +146,30 @@ primitive_attr user_scratchpad() {
   return attributes;
 }
 
+std::string describe(int count, const int* ranks, int64_t** shapes) {
+  std::string text;
+  for (int i = 1; i < count; ++i) {
+    text += i > 1 ? ", [" : "[";
+    for (int j = 0; j < ranks[i]; ++j) text += (j ? ", " : "") + std::to_string(shapes[i][j]);
+    text += "]";
+  }
+  return text;
+}
+
 }  // namespace
+
+// An operator by MindSpore's signature. A failure is thrown: MindSpore turns it into a Python RuntimeError.
+#define MINDVIDEO_OPERATOR(name, body)                                                                   \
+  extern "C" __attribute__((visibility("default"))) int mindvideo_##name(                                \
+      int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) {                \
+    const Call call{data, ranks, shapes};                                                                \
+    try {                                                                                                \
+      body;                                                                                              \
+    } catch (const std::exception& error) {                                                              \
+      throw std::runtime_error(#name " with shapes " + describe(count, ranks, shapes) + ": " + error.what()); \
+    }                                                                                                    \
+    return 0;                                                                                            \
+  }
+
+// Compiled for several processors; the one at hand chooses as the library is loaded.
+#define VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default"), noinline))

@@ -154,7 +154,6 @@ void conv_grad_weight(const Call& c, bool biased) {
 // Batch norm is ours: oneDNN's sums its float32 statistics in float32, which is off by 1e-5 over a million values, and
 // knows no residual. Tensors are [rows, channels]. Sums are taken in double precision over blocks of rows that do not
 // depend on the number of threads, so neither does the result.
-#define VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default"), noinline))
 
 struct Block {
   int64_t first, rows;
@@ -440,29 +439,7 @@ void gelu_grad(const Call& c) {
       {{DNNL_ARG_DIFF_SRC, all, c.data[3]}});
 }
 
-std::string describe(int count, const int* ranks, int64_t** shapes) {
-  std::string text;
-  for (int i = 1; i < count; ++i) {
-    text += i > 1 ? ", [" : "[";
-    for (int j = 0; j < ranks[i]; ++j) text += (j ? ", " : "") + std::to_string(shapes[i][j]);
-    text += "]";
-  }
-  return text;
-}
-
 }  // namespace
-
-#define MINDVIDEO_OPERATOR(name, body)                                                                   \
-  extern "C" __attribute__((visibility("default"))) int mindvideo_##name(                                \
-      int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) {                \
-    const Call call{data, ranks, shapes};                                                                \
-    try {                                                                                                \
-      body;                                                                                              \
-    } catch (const std::exception& error) {                                                              \
-      throw std::runtime_error(#name " with shapes " + describe(count, ranks, shapes) + ": " + error.what()); \
-    }                                                                                                    \
-    return 0;                                                                                            \
-  }
 
 MINDVIDEO_OPERATOR(conv, conv(call, false))
 MINDVIDEO_OPERATOR(conv_bias, conv(call, true))

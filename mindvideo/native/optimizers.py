@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of optimizers in one pass over their parameters, which they change in place; for graph mode and PyNative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops import signature
+
+from mindvideo import native
+
+
+def _signature(*written: str) -> tuple[Any, ...]:
+    """Of a step whose `written` inputs change, so that MindSpore keeps the order of what reads and writes them."""
+    reads = [signature.make_sig(name) for name in ("attributes", "rate")]
+    writes = [signature.make_sig(name, signature.sig_rw.RW_WRITE) for name in written]
+    return (*reads, *writes, signature.make_sig("gradient"))
+
+
+class _Operator(ops.Custom):
+    """A step by its name in optimizers.cc; its output is a number nobody reads."""
+
+    def __init__(self, name: str, attributes: list[int]):
+        library = native.load()[0]
+        super().__init__(f"{library}:mindvideo_{name}", _shape, _type, func_type="aot")
+        self.add_prim_attr("parameters", attributes)  # see operators.py
+        self.add_prim_attr("side_effect_mem", True)
+
+
+class _SGDOperator(_Operator):
+    __mindspore_signature__ = _signature("parameter", "velocity")
+
+
+class _AdamaxOperator(_Operator):
+    __mindspore_signature__ = _signature("parameter", "mean", "norm")
+
+
+def _shape(_attributes, _rate, parameter, *others):
+    if any(list(shape) != list(parameter) for shape in others):
+        raise ValueError(f"moments and gradient {[list(s) for s in others]} are not of the shape {list(parameter)}")
+    return [1]
+
+
+def _type(_attributes, *inputs):
+    if any(t != ms.TensorType(ms.float32) for t in inputs):
+        raise TypeError(f"a native optimizer takes float32 tensors, got {[str(t) for t in inputs]}")
+    return ms.float32
+
+
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.int64))
+
+
+class SGDStep(nn.Cell):
+    """SGD's step of one parameter: see engine/optim.py, whose numbers these are."""
+
+    def __init__(self, momentum: float, nesterov: bool, factor: float, decay: float):
+        super().__init__()
+        attributes = [_bits(momentum), _bits(decay), _bits(factor), int(nesterov)]
+        self.attributes, self.operator = Tensor(np.array(attributes, np.int64)), _SGDOperator("sgd", attributes)
+
+    def construct(self, rate: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor) -> Tensor:
+        return self.operator(self.attributes, rate, parameter, velocity, gradient)
+
+
+class AdamaxStep(nn.Cell):
+    """Adamax's step of one parameter, likewise."""
+
+    def __init__(self, factor: float, decay: float):
+        super().__init__()
+        attributes = [_bits(decay), _bits(factor)]
+        self.attributes, self.operator = Tensor(np.array(attributes, np.int64)), _AdamaxOperator("adamax", attributes)
+
+    def construct(
+        self, rate: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor
+    ) -> Tensor:
+        return self.operator(self.attributes, rate, parameter, mean, norm, gradient)
