@@ -13,8 +13,16 @@ import math
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindvideo import native
+from mindvideo.native import operators
+
 # A 32-bit hash by multiplication and shift, Wellons' "lowbias32": its rounds of shift and factor.
 _HASH_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))
+
+
+def _start(stream: int) -> int:
+    """Where a stream's numbers begin, in those of the hash."""
+    return stream * 0x9E3779B9 % 2**32
 
 
 class Uniform(nn.Cell):
@@ -22,7 +30,7 @@ class Uniform(nn.Cell):
 
     def __init__(self, stream: int):
         super().__init__()
-        self.start = Tensor(stream * 0x9E3779B9 % 2**32, ms.uint32)
+        self.start = Tensor(_start(stream), ms.uint32)
         self.rounds = tuple((Tensor(shift, ms.uint32), Tensor(factor, ms.uint32)) for shift, factor in _HASH_ROUNDS)
         self.spare = Tensor(8, ms.uint32)  # bits that a float32 cannot hold, so that 1 is never reached
 
@@ -39,10 +47,13 @@ class Dropout(nn.Cell):
     def __init__(self, p: float, stream: int):
         super().__init__()
         self.p, self.uniform = p, Uniform(stream)
+        self.native = operators.Dropout(p, _start(stream)) if native.in_use() else None
 
     def construct(self, x: Tensor, seed: Tensor | None = None) -> Tensor:
         if seed is None or self.p == 0.0:
             return x
+        if self.native is not None:
+            return self.native(seed, x)
         kept_N = self.uniform(seed, x.size) >= self.p
         return x * kept_N.astype(x.dtype).reshape(x.shape) * (1.0 / (1.0 - self.p))
 

@@ -27,13 +27,11 @@ from mindvideo.errors import InputError
 from mindvideo.native import operators
 from mindvideo.noise import Dropout
 
-_portable = False
-
 
 @functools.cache
 def is_native() -> bool:
     """Whether the networks of this process run on the native operators; settled at the first call."""
-    return not _portable and native.in_use()
+    return native.in_use()
 
 
 @contextmanager
@@ -42,13 +40,11 @@ def portable_operators() -> Iterator[None]:
 
     A network built inside does not run outside, nor the other way.
     """
-    global _portable
-    _portable = True
     is_native.cache_clear()
     try:
-        yield
+        with native.set_aside():
+            yield
     finally:
-        _portable = False
         is_native.cache_clear()
 
 
@@ -286,6 +282,7 @@ class Attention(nn.Cell):
         self.num_heads, self.scale = num_heads, (width // num_heads) ** -0.5
         self.query, self.key, self.value, self.output = (nn.Dense(width, width, has_bias=bias) for _ in range(4))
         self.dropout = Dropout(dropout, stream)
+        self.softmax = operators.Softmax() if is_native() else ops.Softmax(axis=-1)
 
     def construct(self, query_BQD: Tensor, memory_BLD: Tensor, seed: Tensor | None = None) -> Tensor:
         weights_BHQL = self.dropout(self.weights(query_BQD, memory_BLD), seed)
@@ -295,7 +292,7 @@ class Attention(nn.Cell):
     def weights(self, query_BQD: Tensor, memory_BLD: Tensor) -> Tensor:
         """What share of each memory place each query takes, by head: `[B, H, Q, L]`, sums over L are 1."""
         query_BHQC, key_BHLC = self._heads(self.query(query_BQD)), self._heads(self.key(memory_BLD))
-        return ops.softmax(ops.matmul(query_BHQC * self.scale, key_BHLC.swapaxes(2, 3)), axis=-1)
+        return self.softmax(ops.matmul(query_BHQC * self.scale, key_BHLC.swapaxes(2, 3)))
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
         return x_BLD.reshape((*x_BLD.shape[:2], self.num_heads, -1)).swapaxes(1, 2)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution, norms, pooling, GELU and steps of optimizers for CPUs, over oneDNN 3, as MindSpore cells.
 
-    build.py         compiles the operators on first use;  call.h  how they reach oneDNN
-    operators.cc     the operators of networks;            operators.py   the cells
-    optimizers.cc    the steps of optimizers;              optimizers.py  the cells
+    build.py                  compiles the operators on first use;  call.h  how they reach oneDNN
+    operators.cc, tokens.cc   the operators of networks;   operators.py   the cells
+    optimizers.cc             the steps of optimizers;     optimizers.py  the cells
 
 MindSpore's own CPU operators call an old oneDNN with fixed layouts and are several times slower. The two
 differ by float32 rounding only. Where the native ones do not load, `available()` is False and `reason()`
@@ -17,6 +17,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 @functools.cache
@@ -46,8 +48,22 @@ def reason() -> str:
     return load()[1]
 
 
+_set_aside = False
+
+
 def in_use() -> bool:
     """Whether this process computes on a CPU with the native operators."""
     import mindspore as ms  # here, as the rest of this file needs none of it
 
-    return ms.get_context("device_target") == "CPU" and available()
+    return not _set_aside and ms.get_context("device_target") == "CPU" and available()
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Inside, `in_use` is False."""
+    global _set_aside
+    _set_aside = True
+    try:
+        yield
+    finally:
+        _set_aside = False

@@ -18,7 +18,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("operators.cc", "optimizers.cc"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("operators.cc", "tokens.cc", "optimizers.cc"))
 HEADER = Path(__file__).with_name("call.h")
 FLAGS = ("-O3", "-fno-trapping-math", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fvisibility=hidden")
 

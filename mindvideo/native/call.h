@@ -146,6 +146,21 @@ primitive_attr user_scratchpad() {
   return attributes;
 }
 
+constexpr int64_t kPiece = 1 << 14;  // values that a thread takes at once; they stay in the nearest cache
+
+template <class Body>
+void each_piece(int64_t size, const Body& body) {
+#pragma omp parallel for
+  for (int64_t first = 0; first < size; first += kPiece) body(first, std::min(size, first + kPiece));
+}
+
+// An attribute that is the bits of a double.
+float number(int64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return static_cast<float>(value);
+}
+
 std::string describe(int count, const int* ranks, int64_t** shapes) {
   std::string text;
   for (int i = 1; i < count; ++i) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// CPU operators over oneDNN 3, called by MindSpore as "ahead of time" custom operators.
+// Convolution, batch norm and pooling over oneDNN 3, called by MindSpore as "ahead of time" custom operators.
 //
 // Every operator has MindSpore's signature (count, buffers, ranks, shapes, dtypes, stream, extra); the buffers are
 // the inputs followed by the outputs, and the first input is an int64 tensor of attributes. A failure is thrown:
@@ -368,77 +368,6 @@ void avg_pool_grad(const Call& c) {
       {{DNNL_ARG_DIFF_SRC, c.activation(3), c.data[3]}});
 }
 
-// Of the last axis. attributes: bits of epsilon as float64
-struct LayerNorm {
-  memory::desc rows, statistics, vector;
-  float epsilon;
-
-  explicit LayerNorm(const Call& c)
-      : rows(contiguous({c.rows(1), c.channels(1)})),
-        statistics(contiguous({c.rows(1)})),
-        vector(contiguous({c.channels(1)})) {
-    double bits;
-    std::memcpy(&bits, c.attributes(), sizeof bits);
-    epsilon = float(bits);
-  }
-
-  normalization_flags affine = normalization_flags::use_scale | normalization_flags::use_shift;
-  layer_normalization_forward::primitive_desc forward() const {
-    return {cpu(), prop_kind::forward_training, rows, rows, statistics, epsilon, affine, user_scratchpad()};
-  }
-  layer_normalization_backward::primitive_desc backward() const {
-    return {cpu(), prop_kind::backward, rows, rows, rows, statistics, epsilon, affine, forward(), user_scratchpad()};
-  }
-};
-
-// inputs: attributes, x, scale, shift; outputs: y, mean, variance
-void layer_norm(const Call& c) {
-  const LayerNorm norm(c);
-  run(norm.forward(),
-      {{DNNL_ARG_SRC, norm.rows, c.data[1]},
-       {DNNL_ARG_SCALE, norm.vector, c.data[2]},
-       {DNNL_ARG_SHIFT, norm.vector, c.data[3]}},
-      {{DNNL_ARG_DST, norm.rows, c.data[4]},
-       {DNNL_ARG_MEAN, norm.statistics, c.data[5]},
-       {DNNL_ARG_VARIANCE, norm.statistics, c.data[6]}});
-}
-
-// inputs: attributes, x, scale, shift (which oneDNN asks for), mean, variance, dy; outputs: dx, dscale, dshift
-void layer_norm_grad(const Call& c) {
-  const LayerNorm norm(c);
-  run(norm.backward(),
-      {{DNNL_ARG_SRC, norm.rows, c.data[1]},
-       {DNNL_ARG_SCALE, norm.vector, c.data[2]},
-       {DNNL_ARG_SHIFT, norm.vector, c.data[3]},
-       {DNNL_ARG_MEAN, norm.statistics, c.data[4]},
-       {DNNL_ARG_VARIANCE, norm.statistics, c.data[5]},
-       {DNNL_ARG_DIFF_DST, norm.rows, c.data[6]}},
-      {{DNNL_ARG_DIFF_SRC, norm.rows, c.data[7]},
-       {DNNL_ARG_DIFF_SCALE, norm.vector, c.data[8]},
-       {DNNL_ARG_DIFF_SHIFT, norm.vector, c.data[9]}});
-}
-
-eltwise_forward::primitive_desc gelu_forward(const memory::desc& all) {
-  return {cpu(), prop_kind::forward_training, algorithm::eltwise_gelu_erf, all, all, 0.f, 0.f, user_scratchpad()};
-}
-
-memory::desc flat(const Call& c) { return contiguous({c.rows(1) * c.channels(1)}); }
-
-// inputs: attributes (none is looked at), x; outputs: y
-void gelu(const Call& c) {
-  const memory::desc all = flat(c);
-  run(gelu_forward(all), {{DNNL_ARG_SRC, all, c.data[1]}}, {{DNNL_ARG_DST, all, c.data[2]}});
-}
-
-// inputs: attributes, x, dy; outputs: dx
-void gelu_grad(const Call& c) {
-  const memory::desc all = flat(c);
-  const eltwise_backward::primitive_desc backward(
-      cpu(), algorithm::eltwise_gelu_erf, all, all, all, 0.f, 0.f, gelu_forward(all), user_scratchpad());
-  run(backward, {{DNNL_ARG_SRC, all, c.data[1]}, {DNNL_ARG_DIFF_DST, all, c.data[2]}},
-      {{DNNL_ARG_DIFF_SRC, all, c.data[3]}});
-}
-
 }  // namespace
 
 MINDVIDEO_OPERATOR(conv, conv(call, false))
@@ -456,10 +385,6 @@ MINDVIDEO_OPERATOR(max_pool, max_pool(call))
 MINDVIDEO_OPERATOR(max_pool_grad, max_pool_grad(call))
 MINDVIDEO_OPERATOR(avg_pool, avg_pool(call))
 MINDVIDEO_OPERATOR(avg_pool_grad, avg_pool_grad(call))
-MINDVIDEO_OPERATOR(layer_norm, layer_norm(call))
-MINDVIDEO_OPERATOR(layer_norm_grad, layer_norm_grad(call))
-MINDVIDEO_OPERATOR(gelu, gelu(call))
-MINDVIDEO_OPERATOR(gelu_grad, gelu_grad(call))
 
 // Bytes that the forward pass leaves for the backward pass; MindSpore asks while it infers shapes. -1: no such
 // operator for this shape, and the call itself will say why. x and y are logical shapes.

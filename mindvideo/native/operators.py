@@ -24,8 +24,8 @@ from mindspore import Tensor, nn, ops
 from mindvideo import native
 
 Shape = Sequence[int]
-# Tensors that an operator may be given: activations and parameters, and the bytes that a forward pass left.
-ALLOWED = (ms.TensorType(ms.float32), ms.TensorType(ms.uint8))
+# Tensors that an operator may be given: activations and parameters, the bytes that a forward pass left, and a seed.
+ALLOWED = (ms.TensorType(ms.float32), ms.TensorType(ms.uint8), ms.TensorType(ms.uint32))
 
 
 @functools.cache
@@ -396,6 +396,22 @@ class LayerNorm(nn.Cell):
         return self.gradient(self.attributes, x, scale, shift, out[1], out[2], dout[0])
 
 
+class Softmax(nn.Cell):
+    """Softmax over the last axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.attributes = _tensor([0])
+        self.forward = _operator("softmax", [0], lambda x: x)
+        self.gradient = _operator("softmax_grad", [0], lambda y, dy: y)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.forward(self.attributes, x)
+
+    def bprop(self, x, y, dy):
+        return (self.gradient(self.attributes, y, dy),)
+
+
 class GELU(nn.Cell):
     """x Phi(x), Phi being the normal distribution's (by its error function, not the tanh that is near it)."""
 
@@ -410,3 +426,19 @@ class GELU(nn.Cell):
 
     def bprop(self, x, y, dy):
         return (self.gradient(self.attributes, x, dy),)
+
+
+class Dropout(nn.Cell):
+    """Zero a share `p` of x and scale up the rest, by the numbers of noise.Uniform from `start` and a seed."""
+
+    def __init__(self, p: float, start: int):
+        super().__init__()
+        parameters = [start, *(int(np.float64(value).view(np.int64)) for value in (p, 1.0 / (1.0 - p)))]
+        self.attributes = _tensor(parameters)
+        self.drop = _operator("dropout", parameters, lambda seed, x: x)
+
+    def construct(self, seed: Tensor, x: Tensor) -> Tensor:
+        return self.drop(self.attributes, seed, x)
+
+    def bprop(self, seed, x, y, dy):
+        return ops.zeros_like(seed), self.drop(self.attributes, seed, dy)

@@ -7,20 +7,6 @@
 
 namespace {
 
-constexpr int64_t kPiece = 1 << 14;  // values that stay in the nearest cache
-
-template <class Body>
-void each_piece(int64_t size, const Body& body) {
-#pragma omp parallel for
-  for (int64_t first = 0; first < size; first += kPiece) body(first, std::min(size, first + kPiece));
-}
-
-float number(int64_t bits) {
-  double value;
-  std::memcpy(&value, &bits, sizeof value);
-  return static_cast<float>(value);
-}
-
 VECTORIZED void sgd(float* __restrict p, float* __restrict v, const float* __restrict g, int64_t first, int64_t last,
                     float rate, float momentum, float decay, float ahead, float stay) {
   for (int64_t i = first; i < last; ++i) {
