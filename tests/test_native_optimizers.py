@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native steps of optimizers against MindSpore's operators, and their place in a graph."""
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -22,15 +24,22 @@ def values(shape, seed):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def after_three_steps(step: nn.Cell, shape: tuple[int, ...], num_moments: int, mode: int) -> list[np.ndarray]:
-    """The parameter and its moments."""
+def after_three_steps(
+    step: Any, settings: tuple[float, float], shape: tuple[int, ...], num_moments: int, mode: int
+) -> list[np.ndarray]:
+    """The parameter and its moments; `settings` are the factor of the rate and the weight decay."""
     with_mode = ms.get_context("mode")
     ms.set_context(mode=mode)
     try:
         starts = [values(shape, 0), *(np.zeros(shape, np.float32) for _ in range(num_moments))]
         held = [Parameter(Tensor(start), name=f"p{i}") for i, start in enumerate(starts)]
         for number in range(3):
-            step(Tensor(0.1 / (number + 1), ms.float32), *held, Tensor(values(shape, 1 + number)))
+            step(
+                Tensor(0.1 / (number + 1), ms.float32),
+                step.settings(*settings),
+                *held,
+                Tensor(values(shape, 1 + number)),
+            )
         return [parameter.asnumpy() for parameter in held]
     finally:
         ms.set_context(mode=with_mode)
@@ -40,8 +49,9 @@ def after_three_steps(step: nn.Cell, shape: tuple[int, ...], num_moments: int, m
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("options", SGD.values(), ids=SGD)
 def test_sgd_equals_that_of_mindspores_operators(options, shape, mode):
-    ours = after_three_steps(optimizers.SGDStep(*options), shape, 1, mode)
-    plain = after_three_steps(optim.SGDStep(*options), shape, 1, ms.PYNATIVE_MODE)
+    made, settings = options[:2], options[2:]
+    ours = after_three_steps(optimizers.SGDStep(*made), settings, shape, 1, mode)
+    plain = after_three_steps(optim.SGDStep(*made), settings, shape, 1, ms.PYNATIVE_MODE)
     for own, other in zip(ours, plain, strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
 
@@ -50,8 +60,8 @@ def test_sgd_equals_that_of_mindspores_operators(options, shape, mode):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("options", ADAMAX.values(), ids=ADAMAX)
 def test_adamax_equals_that_of_mindspores_operators(options, shape, mode):
-    ours = after_three_steps(optimizers.AdamaxStep(*options), shape, 2, mode)
-    plain = after_three_steps(optim.AdamaxStep(*options), shape, 2, ms.PYNATIVE_MODE)
+    ours = after_three_steps(optimizers.AdamaxStep(), options, shape, 2, mode)
+    plain = after_three_steps(optim.AdamaxStep(), options, shape, 2, ms.PYNATIVE_MODE)
     for own, other in zip(ours, plain, strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
 
@@ -63,11 +73,12 @@ class Reader(nn.Cell):
         super().__init__()
         self.weight = Parameter(Tensor(np.ones(4, np.float32)), name="weight")
         self.velocity = Parameter(Tensor(np.zeros(4, np.float32)), name="velocity")
-        self.step = optimizers.SGDStep(0.5, False, 1.0, 0.0)
+        self.step = optimizers.SGDStep(0.5, False)
+        self.settings = self.step.settings(1.0, 0.0)
 
     def construct(self, gradient: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         before = (2 * self.weight).sum()
-        self.step(rate, self.weight, self.velocity, gradient)
+        self.step(rate, self.settings, self.weight, self.velocity, gradient)
         return before, (2 * self.weight).sum()
 
 
@@ -79,7 +90,7 @@ def test_a_compiled_graph_reads_the_parameter_as_it_was_and_as_it_became():
 
 
 def test_another_shape_of_gradient_is_refused():
-    step = optimizers.SGDStep(0.9, False, 1.0, 0.0)
+    step = optimizers.SGDStep(0.9, False)
     held = [Parameter(Tensor(values((3,), 0)), name=f"p{i}") for i in range(2)]
     with pytest.raises(ValueError, match=r"\[\[3\], \[4\]\] are not of the shape \[3\]"):
-        step(Tensor(0.1, ms.float32), *held, Tensor(values((4,), 0)))
+        step(Tensor(0.1, ms.float32), step.settings(1.0, 0.0), *held, Tensor(values((4,), 0)))

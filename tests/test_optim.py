@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from mindvideo.engine.optim import (
     SCHEDULES,
@@ -282,3 +282,26 @@ def test_tsm_s_factors_by_name():
         "debias.f3.fc.weight": (1, 1), "debias.f3.fc.bias": (2, 0), "debias.f1.conv.norm.beta": (1, 0),
     }  # fmt: skip
     assert {name: tsm_scale(name) for name in expected} == expected
+
+
+class Many(nn.Cell):
+    """A sum of as many weights as SlowFast has, and more."""
+
+    def __init__(self):
+        super().__init__()
+        weights = [ms.Parameter(Tensor(np.float32(number % 5)), name=f"w{number}") for number in range(500)]
+        self.weights = ms.ParameterTuple(weights)
+
+    def construct(self, x):
+        total = ops.stack(tuple(self.weights)).sum() * x
+        return total, total
+
+
+def test_hundreds_of_parameters_are_not_too_deep_for_a_graph():
+    model = Many()
+    optimizer = make_sgd([model], np.float32([0.5]), momentum=0.9, nesterov=False, weight_decay=0.0)
+    step = make_step(model, optimizer, clip_norm=10.0)
+    assert float(step(Tensor(2.0, ms.float32))[0]) == 2000.0
+    slope = 10.0 / (2.0 * math.sqrt(500)) * 2.0  # of each weight, clipped
+    found = np.array([float(weight.asnumpy()) for weight in model.weights])
+    np.testing.assert_allclose(found, np.arange(500) % 5 - 0.5 * slope, rtol=1e-5, atol=1e-6)

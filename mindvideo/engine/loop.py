@@ -43,7 +43,8 @@ def fit(
 ) -> None:
     """Train from `state.step` to `num_steps`; keep `last.ckpt`, `previous.ckpt` (the one before) and, by `validate` if
     given, `best.ckpt` in `folder`. Where the step keeps an average of the weights, that is what is validated and kept
-    as the best, without `validate` at the end.
+    as the best, without `validate` at the end. Every line of the log has the means over the steps since the one before,
+    also of the seconds that a step was `waiting` for data and `working`.
 
     `batches` yields what this process sees in the steps still to do; `measure` says what is logged of a batch's scores
     and inputs beside the loss, `accuracy` among it.
@@ -51,13 +52,14 @@ def fit(
     """
     started = time.monotonic() - state.seconds
     recent: list[dict[str, float]] = []
-    batches, average = iter(batches), step.average
+    average = step.average
     with progress_bar("train", num_steps, state.step) as progress, _interruptible() as interrupted:
-        while group := list(islice(batches, step.batches)):
+        for group, waiting in _groups(batches, step.batches):
+            began = time.perf_counter()
             numbers, stop = _train(step, group, measure, interrupted)
             if not math.isfinite(numbers["loss"]):
                 raise _diverged(state.step + 1, numbers["loss"], folder / "last.ckpt")
-            recent.append(numbers)
+            recent.append(numbers | {"waiting": waiting, "working": time.perf_counter() - began})
             state.step += 1
             state.seconds = time.monotonic() - started
             is_last = state.step == num_steps
@@ -78,6 +80,17 @@ def fit(
                     f"{folder / 'last.ckpt'} holds step {state.step} of {num_steps}, "
                     "train.resume=auto continues from there"
                 )
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[tuple[list[Batch], float]]:
+    """So many batches at a time, and for how many seconds the data kept us waiting."""
+    source = iter(batches)
+    while True:
+        began = time.perf_counter()
+        group = list(islice(source, size))
+        if not group:
+            return
+        yield group, time.perf_counter() - began
 
 
 def _train(
@@ -105,11 +118,12 @@ def _diverged(step: int, loss: float, last: Path) -> InputError:
 
 def _log_recent(log: RunLog, state: TrainingState, recent: list[dict[str, float]], num_steps: int) -> None:
     means = {name: sum(numbers[name] for numbers in recent) / len(recent) for name in recent[0]}
+    waited = means["waiting"] / (means["waiting"] + means["working"])
     log.add(state.step, **means, seconds=round(state.seconds, 2))
     left = state.seconds / state.step * (num_steps - state.step)
     say(
         f"step {state.step}/{num_steps}  loss {means['loss']:.4f}  accuracy {100 * means['accuracy']:.1f} %  "
-        f"{state.seconds / state.step:.2f} s/step  ETA {left / 60:.1f} min"
+        f"{state.seconds / state.step:.2f} s/step  waiting for data {100 * waited:.0f} %  ETA {left / 60:.1f} min"
     )
 
 

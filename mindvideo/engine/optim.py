@@ -7,7 +7,6 @@ On a CPU, SGD and Adamax take their steps by the native operators where these lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
 from typing import Any
 
 import mindspore as ms
@@ -18,6 +17,10 @@ from mindvideo import native
 from mindvideo.native import optimizers
 
 SCHEDULES = ("constant", "step", "cosine")
+
+# A function of each parameter, gradient...: a `for` over hundreds of them takes ten times as long to compile, and two
+# of these in one graph are too deep for MindSpore.
+each = ops.HyperMap()
 
 
 def learning_rates(
@@ -74,27 +77,33 @@ def tsm_scale(name: str) -> tuple[float, float]:
     return (2.0, 0.0) if name.endswith("bias") else (1.0, 1.0)
 
 
-def _each(
-    parameters: Sequence[Parameter], make: Callable[[float, float], nn.Cell], weight_decay: float, scale: Scale
-) -> nn.CellList:
-    """The step of each parameter, of its factor of the rate and its weight decay; equal ones are one cell."""
-    make = cache(make)
+def _settings(step: Any, parameters: Sequence[Parameter], weight_decay: float, scale: Scale) -> tuple[Tensor, ...]:
+    """Of each parameter's steps: its factor of the rate and its weight decay."""
     factors = [scale(parameter.name) for parameter in parameters]
-    return nn.CellList([make(rate, decay * weight_decay) for rate, decay in factors])
+    return tuple([step.settings(rate, decay * weight_decay) for rate, decay in factors])
 
 
-class SGDStep(nn.Cell):
-    """SGD's step of one parameter, see SGD: what the native one does in one pass."""
+class _Step(nn.Cell):
+    """A step of one parameter by MindSpore's operators: what the native one does in one pass."""
 
-    def __init__(self, momentum: float, nesterov: bool, factor: float, decay: float):
+    def settings(self, factor: float, decay: float) -> Tensor:
+        return Tensor(np.array([factor, decay], np.float32))
+
+
+class SGDStep(_Step):
+    """That of SGD."""
+
+    def __init__(self, momentum: float, nesterov: bool):
         super().__init__()
-        self.momentum, self.nesterov, self.factor, self.decay = momentum, nesterov, factor, decay
+        self.momentum, self.nesterov = momentum, nesterov
 
-    def construct(self, rate: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor) -> None:
-        slope = gradient + self.decay * parameter
+    def construct(
+        self, rate: Tensor, settings: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor
+    ) -> Tensor:
+        slope = gradient + settings[1] * parameter
         faster = ops.assign(velocity, self.momentum * velocity + slope)
         step = slope + self.momentum * faster if self.nesterov else faster
-        ops.assign_sub(parameter, (rate * self.factor) * step)
+        return ops.assign_sub(parameter, (rate * settings[0]) * step)
 
 
 class SGD(nn.Optimizer):
@@ -120,14 +129,13 @@ class SGD(nn.Optimizer):
     ):
         super().__init__(Tensor(rates), list(parameters))
         self.velocities = self.parameters.clone(prefix="velocity", init="zeros")
-        kind = optimizers.SGDStep if native.in_use() else SGDStep
-        self.steps = _each(self.parameters, partial(kind, momentum, nesterov), weight_decay, scale)
+        self.step = (optimizers.SGDStep if native.in_use() else SGDStep)(momentum, nesterov)
+        self.settings = _settings(self.step, self.parameters, weight_decay, scale)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> None:
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        for i in range(len(gradients)):
-            self.steps[i](rate, self.parameters[i], self.velocities[i], gradients[i])
+        each(ops.partial(self.step, rate), self.settings, self.parameters, self.velocities, gradients)
 
 
 def make_sgd(models: Sequence[nn.Cell], rates: np.ndarray, **options: Any) -> SGD:
@@ -135,18 +143,16 @@ def make_sgd(models: Sequence[nn.Cell], rates: np.ndarray, **options: Any) -> SG
     return SGD([parameter for model in models for parameter in model.trainable_params()], rates, **options)
 
 
-class AdamaxStep(nn.Cell):
-    """Adamax's step of one parameter, see Adamax: what the native one does in one pass."""
+class AdamaxStep(_Step):
+    """That of Adamax."""
 
-    def __init__(self, factor: float, decay: float):
-        super().__init__()
-        self.factor, self.decay = factor, decay
-
-    def construct(self, rate: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor) -> None:
-        slope = gradient + self.decay * parameter if self.decay > 0 else gradient
+    def construct(
+        self, rate: Tensor, settings: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor
+    ) -> Tensor:
+        slope = gradient + settings[1] * parameter
         newer = ops.assign(mean, 0.9 * mean + 0.1 * slope)
         larger = ops.assign(norm, ops.maximum(0.999 * norm, ops.abs(slope) + 1e-8))
-        ops.assign_sub(parameter, (rate * self.factor) * newer / larger)
+        return ops.assign_sub(parameter, (rate * settings[0]) * newer / larger)
 
 
 class Adamax(nn.Optimizer):
@@ -165,15 +171,14 @@ class Adamax(nn.Optimizer):
         self.means = self.parameters.clone(prefix="mean", init="zeros")
         self.norms = self.parameters.clone(prefix="norm", init="zeros")
         self.power = Parameter(Tensor(1.0, ms.float32), name="power")  # 0.9^t
-        kind = optimizers.AdamaxStep if native.in_use() else AdamaxStep
-        self.steps = _each(self.parameters, kind, weight_decay, scale)
+        self.step = (optimizers.AdamaxStep if native.in_use() else AdamaxStep)()
+        self.settings = _settings(self.step, self.parameters, weight_decay, scale)
 
     def construct(self, gradients: tuple[Tensor, ...]) -> None:
         power = ops.assign(self.power, 0.9 * self.power)
         rate = self.get_lr() / (1.0 - power)
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        for i in range(len(gradients)):
-            self.steps[i](rate, self.parameters[i], self.means[i], self.norms[i], gradients[i])
+        each(ops.partial(self.step, rate), self.settings, self.parameters, self.means, self.norms, gradients)
 
     def restart(self) -> None:
         """Forget all gradients, as a new optimizer would have seen none; the rates go on."""
@@ -195,11 +200,17 @@ def clip_gradients(gradients: Sequence[Tensor], most: float) -> tuple[Tensor, ..
 
     ops.clip_by_global_norm does so too, and holds four times the gradients' memory.
     """
-    square = ops.L2Loss()(gradients[0])
-    for gradient in gradients[1:]:
-        square = square + ops.L2Loss()(gradient)
-    scale = ops.clamp(most / (ops.sqrt(2.0 * square) + 1e-6), max=1.0)
-    return tuple([gradient * scale for gradient in gradients])
+    half_squares = ops.stack(each(_half_square, gradients))
+    norm = ops.sqrt(2.0 * half_squares.sum())
+    return each(ops.partial(multiply, ops.clamp(most / (norm + 1e-6), max=1.0)), gradients)
+
+
+_half_square = ops.L2Loss()
+
+
+def multiply(factor: Tensor, x: Tensor) -> Tensor:
+    """Their product: for `each`."""
+    return factor * x
 
 
 class LossScale:
@@ -261,7 +272,7 @@ def make_update(
         if scale is None:
             follow(gradients)
         else:
-            gradients = tuple([gradient / scale.value for gradient in gradients])
+            gradients = each(ops.partial(multiply, 1.0 / scale.value), gradients)
             is_finite = ms.amp.all_finite(gradients)
             if is_finite:
                 follow(gradients)

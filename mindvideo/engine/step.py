@@ -11,9 +11,21 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindvideo.engine import distributed
-from mindvideo.engine.optim import LossScale, make_gradient, make_step, make_update
+from mindvideo.engine.optim import LossScale, each, make_gradient, make_step, make_update
 
 Batch = tuple[Tensor, ...]
+
+
+def _add_part(parts: int, total: Parameter, x: Tensor) -> Tensor:
+    return ops.assign_add(total, x / parts)
+
+
+def _clear(total: Parameter) -> Tensor:
+    return ops.assign(total, ops.zeros_like(total))
+
+
+def _approach(kept: Tensor, average: Parameter, x: Tensor) -> Tensor:
+    return ops.assign(average, kept * average + (1.0 - kept) * x)
 
 
 class Step:
@@ -87,15 +99,13 @@ def _accumulating(
     @ms.jit
     def add(*batch: Tensor) -> tuple[Tensor, Tensor]:
         (loss, second), gradients = gradient(*batch)
-        for i in range(len(sums)):
-            ops.assign_add(sums[i], gradients[i] / accumulate)
+        each(ops.partial(_add_part, accumulate), sums, gradients)
         return loss, second
 
     @ms.jit
     def update() -> None:
         follow(tuple(sums))
-        for i in range(len(sums)):
-            ops.assign(sums[i], ops.zeros_like(sums[i]))
+        each(_clear, sums)
 
     return add, update
 
@@ -115,20 +125,17 @@ class _Statistics:
 
         @ms.jit
         def begin() -> None:
-            for i in range(len(own)):
-                ops.assign(before[i], own[i])
-                ops.assign(means[i], ops.zeros_like(means[i]))
+            each(ops.assign, before, own)
+            each(_clear, means)
 
         @ms.jit
         def collect() -> None:
-            for i in range(len(own)):
-                ops.assign_add(means[i], own[i] / accumulate)
-                ops.assign(own[i], before[i])
+            each(ops.partial(_add_part, accumulate), means, own)
+            each(ops.assign, own, before)
 
         @ms.jit
         def end() -> None:
-            for i in range(len(own)):
-                ops.assign(own[i], means[i] if add is None else add(means[i]))
+            each(ops.assign, own, means if add is None else each(add, means))
 
         self.begin, self.collect, self.end = begin, collect, end
 
@@ -148,8 +155,7 @@ class Average:
 
         @ms.jit
         def follow(kept: Tensor) -> None:
-            for i in range(len(averages)):
-                ops.assign(averages[i], kept * averages[i] + (1.0 - kept) * weights[i])
+            each(ops.partial(_approach, kept), averages, weights)
 
         self._follow = follow
 

@@ -16,12 +16,13 @@ VECTORIZED void sgd(float* __restrict p, float* __restrict v, const float* __res
   }
 }
 
-// attributes: momentum, decay and rate's factor (the bits of doubles), Nesterov or not; rate [], parameter, velocity,
-// gradient
+// attributes, each the bits of a double: momentum, decay, the rate's factor, Nesterov or not; rate [], parameter,
+// velocity, gradient
 void sgd(const Call& c) {
   const int64_t* a = c.attributes();
   const float momentum = number(a[0]), decay = number(a[1]), rate = c.values(1)[0] * number(a[2]);
-  const float ahead = a[3] ? 1.f : 0.f, stay = a[3] ? momentum : 1.f;
+  const bool nesterov = number(a[3]) != 0;
+  const float ahead = nesterov ? 1.f : 0.f, stay = nesterov ? momentum : 1.f;
   float *p = c.values(2), *v = c.values(3), *g = c.values(4);
   each_piece(c.size(2), [=](int64_t first, int64_t last) { sgd(p, v, g, first, last, rate, momentum, decay, ahead, stay); });
 }
@@ -36,7 +37,7 @@ VECTORIZED void adamax(float* __restrict p, float* __restrict m, float* __restri
   }
 }
 
-// attributes: decay and rate's factor (the bits of doubles); rate [], parameter, mean, norm, gradient
+// attributes: decay, the rate's factor; rate [], parameter, mean, norm, gradient
 void adamax(const Call& c) {
   const int64_t* a = c.attributes();
   const float decay = number(a[0]), rate = c.values(1)[0] * number(a[1]);

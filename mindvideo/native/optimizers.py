@@ -23,10 +23,8 @@ def _signature(*written: str) -> tuple[Any, ...]:
 class _Operator(ops.Custom):
     """A step by its name in optimizers.cc; its output is a number nobody reads."""
 
-    def __init__(self, name: str, attributes: list[int]):
-        library = native.load()[0]
-        super().__init__(f"{library}:mindvideo_{name}", _shape, _type, func_type="aot")
-        self.add_prim_attr("parameters", attributes)  # see operators.py
+    def __init__(self, name: str):
+        super().__init__(f"{native.load()[0]}:mindvideo_{name}", _shape, _type, func_type="aot")
         self.add_prim_attr("side_effect_mem", True)
 
 
@@ -50,31 +48,38 @@ def _type(_attributes, *inputs):
     return ms.float32
 
 
-def _bits(value: float) -> int:
-    return int(np.float64(value).view(np.int64))
-
-
 class SGDStep(nn.Cell):
     """SGD's step of one parameter: see engine/optim.py, whose numbers these are."""
 
-    def __init__(self, momentum: float, nesterov: bool, factor: float, decay: float):
+    def __init__(self, momentum: float, nesterov: bool):
         super().__init__()
-        attributes = [_bits(momentum), _bits(decay), _bits(factor), int(nesterov)]
-        self.attributes, self.operator = Tensor(np.array(attributes, np.int64)), _SGDOperator("sgd", attributes)
+        self.momentum, self.nesterov, self.operator = momentum, nesterov, _SGDOperator("sgd")
 
-    def construct(self, rate: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor) -> Tensor:
-        return self.operator(self.attributes, rate, parameter, velocity, gradient)
+    def settings(self, factor: float, decay: float) -> Tensor:
+        return _attributes(self.momentum, decay, factor, float(self.nesterov))
+
+    def construct(
+        self, rate: Tensor, settings: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor
+    ) -> Tensor:
+        return self.operator(settings, rate, parameter, velocity, gradient)
 
 
 class AdamaxStep(nn.Cell):
     """Adamax's step of one parameter, likewise."""
 
-    def __init__(self, factor: float, decay: float):
+    def __init__(self):
         super().__init__()
-        attributes = [_bits(decay), _bits(factor)]
-        self.attributes, self.operator = Tensor(np.array(attributes, np.int64)), _AdamaxOperator("adamax", attributes)
+        self.operator = _AdamaxOperator("adamax")
+
+    def settings(self, factor: float, decay: float) -> Tensor:
+        return _attributes(decay, factor)
 
     def construct(
-        self, rate: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor
+        self, rate: Tensor, settings: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor
     ) -> Tensor:
-        return self.operator(self.attributes, rate, parameter, mean, norm, gradient)
+        return self.operator(settings, rate, parameter, mean, norm, gradient)
+
+
+def _attributes(*values: float) -> Tensor:
+    """Numbers as operators take them: the bits of doubles."""
+    return Tensor(np.array(values, np.float64).view(np.int64))
