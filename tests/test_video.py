@@ -242,3 +242,12 @@ def test_mistakes_in_writing_are_named(tmp_path, frames, settings, message):
 def test_unknown_decoder(lossless):
     with pytest.raises(InputError, match="unknown decoder 'gstreamer', choose from pyav, decord, opencv"):
         count_frames(lossless, "gstreamer")
+
+
+def test_a_video_of_a_codec_that_nobody_knows(tmp_path, frames_THWC):
+    path = tmp_path / "unknown.mp4"
+    write_video(path, frames_THWC)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    for reading in (lambda: count_frames(path), lambda: read_frames(path, [3])):
+        with pytest.raises(VideoError, match=r"unknown\.mp4: holds no video stream that can be decoded"):
+            reading()

@@ -3,7 +3,8 @@
 
 Frame n is the n-th frame that the decoder puts out, in presentation order, whatever its time stamp
 says; so a variable frame rate needs no special care. Frame counts come from decoding: headers are
-wrong for HMDB51 (one too many), for edit lists, and absent in Matroska and MPEG.
+wrong for HMDB51 (one too many), for edit lists, and absent in Matroska and MPEG. Where it is certain that frame n stays
+the same, what the wanted frames do not need is left out (seek.py).
 
 PyAV is the default decoder and the only one that reports damage: a frame that cannot be decoded or that
 FFmpeg had to patch up, and an AVI, MP4 or Matroska file shorter than it says it is. Beyond anyone's sight
@@ -11,6 +12,7 @@ are changed bits that still spell a valid stream (VP8 carries no check at all) a
 cut exactly between two frames. decord and OpenCV are there for parity with pipelines published on them.
 """
 
+import heapq
 import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -18,10 +20,12 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from mindvideo.data.seek import Uncertain, needed
 from mindvideo.errors import InputError, VideoError
 
 VIDEO_SUFFIXES = (
@@ -43,6 +47,9 @@ _ENCODERS = {
     "libvpx": ("yuv420p", {"crf": "6", "b": "20M", "deadline": "realtime", "cpu-used": "4"}),
     "ffv1": ("bgr0", {}),
 }
+# Where files of H.264 and MPEG-4 part 2 are found, of which not everything need be decoded.
+_SEEKABLE_SUFFIXES = (".avi", ".mp4", ".m4v", ".mov", ".mkv")
+_UNEQUAL = "the frames are not all of one size"
 _SUFFIX_ENCODER = {".mp4": "libx264", ".mov": "libx264", ".webm": "libvpx"}
 
 
@@ -64,7 +71,7 @@ def count_frames(path: str | Path, decoder: str = "pyav") -> int:
 def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, decoder: str = "pyav") -> np.ndarray:
     """The frames at `indices` (any order, repeats allowed), uint8 RGB `[T, H, W, 3]`, upright.
 
-    Decoding stops at the last wanted frame, so damage behind it goes unseen: `count_frames` sees it.
+    PyAV decodes only what these frames need, so damage elsewhere goes unseen: `count_frames` sees it.
     Raises VideoError as `count_frames` does, and for an index the video does not have.
     """
     path = existing(path)
@@ -75,9 +82,11 @@ def read_frames(path: str | Path, indices: Sequence[int] | np.ndarray, decoder: 
     frames, seen = read(path, wanted.tolist())
     if len(frames) < len(wanted):
         raise VideoError(f"{path}: frame {wanted[-1]} was asked for, the video has {seen} frames")
-    if len({frame.shape for frame in frames}) > 1:
-        raise VideoError(f"{path}: the frames are not all of one size")
-    return np.stack([frames[i] for i in order])
+    if isinstance(frames, list):
+        if len({frame.shape for frame in frames}) > 1:
+            raise VideoError(f"{path}: {_UNEQUAL}")
+        frames = np.stack(frames)
+    return frames if np.array_equal(order, np.arange(len(wanted))) else frames[order]
 
 
 def write_video(path: str | Path, frames_THWC: np.ndarray, fps: int = 25, codec: str | None = None) -> None:
@@ -117,22 +126,76 @@ def _encode(path: Path, frames_THWC: np.ndarray, fps: int, codec: str) -> None:
 
 # Each reader takes a path and ascending frame numbers, and returns the frames at those numbers that exist
 # and how many frames it went through: all of the video, unless the last wanted one came before the end.
-Reader = Callable[[Path, list[int]], tuple[list[np.ndarray], int]]
+Reader = Callable[[Path, list[int]], tuple[list[np.ndarray] | np.ndarray, int]]
 
 
-def _read_pyav(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], int]:
-    reformatter = VideoReformatter()
-    frames: list[np.ndarray] = []
+class _Clip:
+    """The `wanted` frames (ascending numbers) out of those it is shown, as RGB in one array.
+
+    Written there one by one: a fresh array for each frame and a copy of all took as long as the conversion itself.
+    """
+
+    def __init__(self, path: Path, wanted: list[int]):
+        self.path, self.wanted, self.count = path, wanted, 0
+        self.frames_THWC = np.empty((0, 0, 0, 3), np.uint8)
+        self.reformatter = VideoReformatter()
+
+    @property
+    def is_full(self) -> bool:
+        return self.count == len(self.wanted)
+
+    def show(self, number: int, frame: av.VideoFrame) -> None:
+        if self.is_full or number != self.wanted[self.count]:
+            return
+        image_HWC = upright(frame, self.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+        if not self.count:
+            self.frames_THWC = np.empty((len(self.wanted), *image_HWC.shape), np.uint8)
+        if image_HWC.shape != self.frames_THWC.shape[1:]:
+            raise VideoError(f"{self.path}: {_UNEQUAL}")
+        self.frames_THWC[self.count] = image_HWC
+        self.count += 1
+
+
+def _read_pyav(path: Path, wanted: list[int]) -> tuple[np.ndarray, int]:
+    if wanted and path.suffix.lower() in _SEEKABLE_SUFFIXES:
+        try:
+            return _read_needed(path, wanted), wanted[-1] + 1
+        except (Uncertain, FFmpegError):
+            pass  # decoding everything tells what is wrong, if anything is
+    clip = _Clip(path, wanted)
     seen = 0
     with closing(decode_all(path)) as decoded:
         for frame in decoded:
-            if len(frames) < len(wanted) and seen == wanted[len(frames)]:
-                rgb = reformatter.reformat(frame, format="rgb24", threads=1)
-                frames.append(upright(frame, rgb.to_ndarray()))
+            clip.show(seen, frame)
             seen += 1
-            if wanted and len(frames) == len(wanted):
+            if wanted and clip.is_full:
                 break
-    return frames, seen
+    return clip.frames_THWC[: clip.count], seen
+
+
+def _read_needed(path: Path, wanted: list[int]) -> np.ndarray:
+    """The frames `wanted`, from the packets that they need; FFmpegError or Uncertain at anything unexpected."""
+    clip = _Clip(path, wanted)
+    awaited: list[tuple[int, int | None]] = []  # a heap of the numbers and times of the frames sent in
+
+    def take(decoded: list[av.VideoFrame]) -> None:
+        for frame in decoded:
+            number, pts = heapq.heappop(awaited) if awaited else (-1, None)
+            if frame.is_corrupt or frame.pts != pts:
+                raise Uncertain
+            clip.show(number, frame)
+
+    with _opened(path) as container:
+        stream = _video_stream(container)
+        if stream is None:
+            raise Uncertain
+        for packet, number in needed(stream, container.demux(stream), wanted):
+            heapq.heappush(awaited, (number, packet.pts))
+            take(stream.codec_context.decode(packet))
+        take(stream.codec_context.decode(None))
+    if awaited or not clip.is_full:
+        raise Uncertain
+    return clip.frames_THWC
 
 
 def _read_opencv(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], int]:
@@ -214,17 +277,28 @@ def read_frame_file(path: Path) -> np.ndarray:
         raise VideoError(f"{path}: cannot be read as an image ({error})") from error
 
 
+def _opened(path: Path) -> InputContainer:
+    # Titles in the wild are not always UTF-8, and nobody here reads them.
+    return av.open(str(path), options=_OPEN_OPTIONS, metadata_errors="ignore")
+
+
+def _video_stream(container: InputContainer) -> av.VideoStream | None:
+    """The main video stream, to be decoded by one thread: data workers are the parallelism."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, av.VideoStream) or stream.codec_context is None:  # None where the codec is unknown
+        return None
+    stream.codec_context.thread_count = 1
+    return stream
+
+
 def decode_all(path: Path) -> Generator[av.VideoFrame, None, None]:
     """Every frame of the video stream in presentation order; VideoError at the first sign of damage."""
     seen = 0
     try:
-        # Titles in the wild are not always UTF-8, and nobody here reads them.
-        with av.open(str(path), options=_OPEN_OPTIONS, metadata_errors="ignore") as container:
-            stream = container.streams.best("video")
+        with _opened(path) as container:
+            stream = _video_stream(container)
             if stream is None:
-                raise VideoError(f"{path}: holds no video stream")
-            assert isinstance(stream, av.VideoStream)
-            stream.codec_context.thread_count = 1  # data workers are the parallelism
+                raise VideoError(f"{path}: holds no video stream that can be decoded")
             for packet in container.demux(stream):
                 for frame in packet.decode():
                     # FFmpeg conceals damage: it marks the frame and paints over the hole.
