@@ -379,3 +379,18 @@ def test_mistakes_in_recognition_transforms_are_named(call, message):
 def test_mistakes_are_named(settings, message):
     with pytest.raises(InputError, match=message):
         ClipTransform(**{"size": (8, 8), **settings})
+
+
+def test_normalisation_is_float32_arithmetic_to_the_bit(frames_THWC):
+    """One multiplication and one addition in float32, also of frames that are views."""
+    every_value = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    gains = (1 / np.array(IMAGENET_STD)).astype(np.float32)
+    offsets = (-np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
+    for frames in (every_value, frames_THWC, frames_THWC[:, 3:40, 5:50]):
+        expected = (frames.astype(np.float32) * gains + offsets).transpose(3, 0, 1, 2)
+        assert np.array_equal(ViewTransform(24, 24).normalize(frames), expected)
+
+
+def test_mirrored_frames(frames_THWC):
+    for frames in (frames_THWC, frames_THWC[:, 3:40, 5:50]):
+        assert np.array_equal(transforms.flip_frames(frames), frames[:, :, ::-1])

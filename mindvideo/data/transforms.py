@@ -184,8 +184,11 @@ def _resize(frames_THWC: np.ndarray, size: tuple[int, int], interpolation: int) 
 
 
 def flip_frames(frames_THWC: np.ndarray) -> np.ndarray:
-    """Mirror left and right, as a view."""
-    return frames_THWC[:, :, ::-1]
+    """Mirror left and right."""
+    flipped_THWC = np.empty(frames_THWC.shape, np.uint8)
+    for frame_HWC, out_HWC in zip(frames_THWC, flipped_THWC, strict=True):
+        cv2.flip(frame_HWC, 1, dst=out_HWC)
+    return flipped_THWC
 
 
 def jitter_color(frames_THWC: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
@@ -230,18 +233,21 @@ def _normalize(frames_THWC: np.ndarray, mean: tuple[float, ...], std: tuple[floa
 
 
 def _scale_channels(frames_THWC: np.ndarray, gains_C: np.ndarray, offsets_C: np.ndarray) -> np.ndarray:
-    """Float32 `[3, T, H, W]`: `gain * pixel + offset` of each channel."""
+    """Float32 `[3, T, H, W]`: `gain * pixel + offset` of each channel, from a table of the 256 values of a pixel."""
+    values_CN = np.multiply(gains_C[:, None], np.arange(256), dtype=np.float32)
+    values_CN += offsets_C[:, None].astype(np.float32)
     clip_CTHW = np.empty((3, *frames_THWC.shape[:3]), np.float32)
-    for channel, (gain, offset) in enumerate(zip(gains_C, offsets_C, strict=True)):
-        np.multiply(frames_THWC[..., channel], gain, out=clip_CTHW[channel], dtype=np.float32)
-        clip_CTHW[channel] += offset
+    for t, frame_HWC in enumerate(frames_THWC):
+        for plane_HW, values_N, clip_THW in zip(cv2.split(frame_HWC), values_CN, clip_CTHW, strict=True):
+            cv2.LUT(plane_HW, values_N, dst=clip_THW[t])
     return clip_CTHW
 
 
 def _mix_channels(frames_THWC: np.ndarray, gains_CC: np.ndarray, offsets_C: np.ndarray) -> np.ndarray:
     """Float32 `[3, T, H, W]`: `gains @ pixel + offsets`."""
     pixels_CN = frames_THWC.reshape(-1, 3).T.astype(np.float32)
-    clip_CN = gains_CC.astype(np.float32) @ pixels_CN + offsets_C.astype(np.float32)[:, None]
+    clip_CN = gains_CC.astype(np.float32) @ pixels_CN
+    clip_CN += offsets_C.astype(np.float32)[:, None]
     return clip_CN.reshape(3, *frames_THWC.shape[:3])
 
 
