@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mindvideo train|eval|attack|predict|serve|export|convert|models|doctor`, and `openset` of cli_openset.py: parse,
-call what does the work, and turn mistakes of the user into one line and exit status 2.
+"""`mindvideo train|eval|prepare|attack|predict|serve|export|convert|models|doctor`, and `openset` of cli_openset.py:
+parse, call what does the work, and turn mistakes of the user into one line and exit status 2.
 
 MindSpore is imported only by the commands that need it, so that `--help` and mistakes in a config answer at once.
 """
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task", choices=TASK.choices, help="the same as task=...")
     evaluate.set_defaults(command=_evaluate)
 
+    _add_prepare(commands)
     _add_attack(commands)
     _add_predict(commands)
     _add_serve(commands)
@@ -107,6 +108,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print the same as JSON")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_prepare(commands: Any) -> None:
+    prepare = commands.add_parser(
+        "prepare", help="decode a config's videos once, to train faster",
+        description="Store the frames of all videos that training and tests of a config read as JPEG, in a folder for "
+        "data.prepared to name (docs/input_pipeline.md). Stopped and called again, it goes on.",
+        epilog="example: mindvideo prepare configs/arn/arn_ucf101_small.yaml data.root=/data/ucf101 --to /data/frames",
+    )  # fmt: skip
+    _add_config(prepare)
+    prepare.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="new folder, or one to go on with")
+    prepare.add_argument("--check", action="store_true", help="read what FOLDER holds again, and prepare nothing")
+    prepare.set_defaults(command=_prepare)
 
 
 def _add_attack(commands: Any) -> None:
@@ -288,6 +302,17 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     beside = parsed.checkpoint.with_name("config.yaml")
     config = _config(parsed, default=beside if beside.is_file() else SAMPLE_CONFIG)
     _task(config).evaluate(config, parsed.checkpoint)
+    return 0
+
+
+def _prepare(parsed: argparse.Namespace) -> int:
+    config = _config(parsed)
+    from mindvideo.tasks.prepare import check, prepare
+
+    if parsed.check:
+        check(parsed.to)
+    else:
+        prepare(config, parsed.to)
     return 0
 
 

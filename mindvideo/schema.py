@@ -88,6 +88,7 @@ _VIDEOS: dict[str, Any] = {
     "decoder": Field("pyav", "video decoder", choices=("pyav", "decord", "opencv")),
     "broken": Field("error", "a video that cannot be decoded", choices=("error", "exclude")),
     "workers": Field(2, "data processes", low=1, high=64),
+    "prepared": Field("", "folder made by `mindvideo prepare`; empty: decode the videos"),
 }
 
 _CONTINUE: dict[str, Any] = {

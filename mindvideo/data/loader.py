@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, cpu_count
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 
 from mindvideo.data.episodes import EpisodeSampler
 from mindvideo.data.manifest import Sample
+from mindvideo.data.prepared import COLUMNS, Prepared, Rows
 from mindvideo.data.sampling import dense, windows
 from mindvideo.data.sampling import sample as sample_frames
 from mindvideo.data.selfsupervision import Augmentation
@@ -43,7 +44,8 @@ VIEW_SAMPLERS = {"dense": dense, "windows": windows}
 class ClipReader(Generic[Transform]):
     """A video to a clip `[C, T, H, W]`: choose frames, decode them, transform them.
 
-    `sampling` and `short` are those of `sampling.sample`; `num_frames` holds each video's true length.
+    `sampling` and `short` are those of `sampling.sample`; `num_frames` holds each video's true length. Frames come from
+    `prepared` where it is given, and else from `decoder`.
     """
 
     transform: Transform
@@ -53,6 +55,7 @@ class ClipReader(Generic[Transform]):
     stride: int = 1
     short: str = "error"
     decoder: str = "pyav"
+    prepared: Prepared | None = None
 
     def indices(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
         """The frames to read; VideoError, with the path, if the video is too short."""
@@ -67,8 +70,7 @@ class ClipReader(Generic[Transform]):
         self.indices(sample, np.random.default_rng(0))
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> np.ndarray:
-        frames_THWC = read_frames(sample.path, self.indices(sample, rng), self.decoder)
-        return self.transform(frames_THWC, rng)
+        return self.transform(_frames(self, sample, self.indices(sample, rng)), rng)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class ViewReader:
     """A video to its test views `[V, C, T, H, W]`: all windows through the first crop of the transform, then all
     through the next; there are `num_clips` windows of `length` frames at `stride`. A short video loops.
 
-    `sampling` is one of VIEW_SAMPLERS; `num_frames` holds each video's true length.
+    `sampling` is one of VIEW_SAMPLERS; `num_frames` holds each video's true length. Frames come from `prepared` where
+    it is given, and else from `decoder`.
     """
 
     transform: ViewTransform
@@ -86,6 +89,7 @@ class ViewReader:
     stride: int = 1
     num_clips: int = 10
     decoder: str = "pyav"
+    prepared: Prepared | None = None
 
     def __post_init__(self) -> None:
         if self.sampling not in VIEW_SAMPLERS:
@@ -97,8 +101,7 @@ class ViewReader:
         sampler = VIEW_SAMPLERS[self.sampling]
         indices_VT = sampler(self.num_frames[sample.path], self.length, self.stride, self.num_clips)
         wanted_F, places = np.unique(indices_VT, return_inverse=True)
-        frames_FHWC = read_frames(sample.path, wanted_F, self.decoder)
-        return self.transform.crop(frames_FHWC), places.reshape(indices_VT.shape)
+        return self.transform.crop(_frames(self, sample, wanted_F)), places.reshape(indices_VT.shape)
 
     def views(self, crops_KFHWC: np.ndarray, places_VT: np.ndarray) -> np.ndarray:
         """Float32 `[V, C, T, H, W]` of what `crops` gave."""
@@ -113,6 +116,24 @@ class ViewReader:
 
     def __call__(self, sample: Sample) -> np.ndarray:
         return self.views(*self.crops(sample))
+
+
+def _frames(reader: ClipReader | ViewReader, sample: Sample, indices: np.ndarray) -> np.ndarray:
+    """uint8 RGB `[T, H, W, 3]`."""
+    if reader.prepared:
+        return reader.prepared.frames(sample.path, indices)
+    return read_frames(sample.path, indices, reader.decoder)
+
+
+def open_shard(path: Path) -> Rows:
+    """The rows of a MindRecord file, by MindSpore's own reader."""
+    dataset = ds.MindDataset([str(path)], columns_list=list(COLUMNS), shuffle=False, num_parallel_workers=1)
+
+    def row(number: int) -> tuple[int, np.ndarray]:
+        video, data = dataset[number]
+        return int(video), data.reshape(1).view(np.uint8)
+
+    return row
 
 
 class Reader(Protocol):
@@ -158,13 +179,24 @@ class _Episodes:
         rng = np.random.default_rng((self.sampler.seed, number, 1)) if self.is_random else None
         way, shot = episode.support_NK.shape
         positions = np.concatenate([episode.support_NK.ravel(), episode.query_NQ.ravel(), episode.unknown_U])
-        clips = np.stack([self.reader(self.samples[i], rng) for i in positions])
+        clips = _stack((self.reader(self.samples[i], rng) for i in positions), len(positions))
         support, query = clips[: way * shot], clips[way * shot :]
         row = support.reshape(way, shot, *clips.shape[1:]), query
         if self.augmentation is None:
             return row
         rng = np.random.default_rng((self.sampler.seed, number, 2))  # 2: one of its own, to leave the clips alone
         return *row, *_augment(clips, self.augmentation, rng)
+
+
+def _stack(clips: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """As np.stack does, but for holding one clip at a time: the memory of all of them would take longer to get."""
+    clips = iter(clips)
+    first = next(clips)
+    stacked = np.empty((count, *first.shape), first.dtype)
+    stacked[0] = first
+    for place, clip in enumerate(clips, start=1):
+        stacked[place] = clip
+    return stacked
 
 
 def _augment(
@@ -227,7 +259,7 @@ class _Batches:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
         chosen = order[place * self.batch : (place + 1) * self.batch]
         rng = np.random.default_rng((self.seed, number, 1))  # 1: another stream than the order's
-        return np.stack([self.reader(self.samples[i], rng) for i in chosen]), self.labels[chosen]
+        return _stack((self.reader(self.samples[i], rng) for i in chosen), len(chosen)), self.labels[chosen]
 
 
 class _Views:

@@ -12,11 +12,12 @@ from mindvideo.data.datasets import READERS
 from mindvideo.data.episodes import EpisodeSampler
 from mindvideo.data.loader import ClipReader
 from mindvideo.data.manifest import Sample
+from mindvideo.data.prepared import Prepared, Storage
 from mindvideo.data.splits import PARTS, read_split, select
 from mindvideo.data.transforms import ClipTransform
 from mindvideo.engine.log import say
 from mindvideo.errors import InputError, VideoError
-from mindvideo.tasks.setup import dataset_root, decode_check, sample_folder
+from mindvideo.tasks.setup import dataset_root, frame_source, sample_folder
 
 
 @dataclass
@@ -50,18 +51,13 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
 
     InputError if anything is missing, broken or too short, or too little for an episode.
     """
-    samples, split = _find_samples(config)
-    selection = select(read_split(split), samples)
-    notes = selection.notes(parts)
-    found = {part: selection.samples[part] for part in parts}
-    if "train" in parts and config.second.dataset != "none":
-        found["second"], told = _second(config)
-        notes += told
+    found, notes = find_videos(config, parts)
     for note in notes:
         say(note)
-    counts, excluded = decode_check(config, [sample for members in found.values() for sample in members])
+    everything = [sample for members in found.values() for sample in members]
+    counts, excluded, prepared = frame_source(config, everything, storage(config))
     whole = {part: [s for s in members if s.path in counts] for part, members in found.items()}
-    train_reader, eval_reader = make_readers(config, counts)
+    train_reader, eval_reader = make_readers(config, counts, prepared)
     _check_lengths(whole, train_reader, eval_reader)
     second = whole.pop("second", [])
     samplers = {
@@ -69,6 +65,23 @@ def prepare_data(config: Config, parts: Sequence[str] = PARTS) -> FewShotData:
         for part, members in whole.items()
     }
     return FewShotData(whole, second, samplers, train_reader, eval_reader, notes, excluded)
+
+
+def find_videos(config: Config, parts: Sequence[str] = PARTS) -> tuple[dict[str, list[Sample]], list[str]]:
+    """The videos of `parts`, and as `second` those of the second data set, before they are looked into; and notes."""
+    samples, split = _find_samples(config)
+    selection = select(read_split(split), samples)
+    notes = selection.notes(parts)
+    found = {part: selection.samples[part] for part in parts}
+    if "train" in parts and config.second.dataset != "none":
+        found["second"], told = _second(config)
+        notes += told
+    return found, notes
+
+
+def storage(config: Config) -> Storage:
+    """How `mindvideo prepare` stores frames for this config."""
+    return Storage(config.data.decoder, max(config.data.height, config.data.width), "area")
 
 
 def _second(config: Config) -> tuple[list[Sample], list[str]]:
@@ -108,8 +121,10 @@ def _sampler(config: Config, part: str, samples: list[Sample]) -> EpisodeSampler
         raise InputError(f"{part} part: {error}") from error
 
 
-def make_readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, ClipReader]:
-    """How training and how tests look at videos, whose true lengths are `counts`."""
+def make_readers(
+    config: Config, counts: dict[Path, int], prepared: Prepared | None = None
+) -> tuple[ClipReader, ClipReader]:
+    """How training and how tests look at videos, whose true lengths are `counts`; frames are decoded, or `prepared`."""
     data = config.data
     size = (data.height, data.width)
     crop = (data.crop_scale, 1.0) if data.crop_scale < 1 else None
@@ -119,8 +134,9 @@ def make_readers(config: Config, counts: dict[Path, int]) -> tuple[ClipReader, C
     def reader(transform: ClipTransform, sampling: str) -> ClipReader:
         stride = data.stride if sampling == "consecutive" else 1
         return ClipReader(
-            transform, sampling, data.length, counts, stride=stride, short=data.short, decoder=data.decoder
-        )
+            transform, sampling, data.length, counts,
+            stride=stride, short=data.short, decoder=data.decoder, prepared=prepared,
+        )  # fmt: skip
 
     return reader(augmented, data.train_sampling), reader(plain, data.eval_sampling)
 

@@ -17,10 +17,11 @@ from mindvideo.data.annotations import Listing, Part, part_by_group
 from mindvideo.data.datasets import READERS
 from mindvideo.data.loader import ClipReader, ViewReader
 from mindvideo.data.manifest import Sample
+from mindvideo.data.prepared import Prepared, Storage
 from mindvideo.data.transforms import TrainTransform, ViewTransform
 from mindvideo.engine.log import say
 from mindvideo.errors import InputError
-from mindvideo.tasks.setup import dataset_root, decode_check, sample_folder
+from mindvideo.tasks.setup import dataset_root, frame_source, sample_folder
 
 PARTS = ("train", "val", "test", "unknown")
 
@@ -78,11 +79,18 @@ def check_videos(config: Config, found: Found, parts: Sequence[str] = PARTS) -> 
     chosen = {part: found.parts[part] for part in parts if part in found.parts}
     for note in found.notes:
         say(note)
-    counts, excluded = decode_check(config, [sample for samples in chosen.values() for sample in samples])
+    everything = [sample for samples in chosen.values() for sample in samples]
+    counts, excluded, prepared = frame_source(config, everything, storage(config))
     whole = {part: [s for s in samples if s.path in counts] for part, samples in chosen.items()}
     _check(config, found.classes, whole)
-    train, views = _train_reader(config, counts), view_reader(config, counts)
+    train, views = _train_reader(config, counts, prepared), view_reader(config, counts, prepared)
     return RecognitionData(found.classes, whole, train, views, found.notes, excluded)
+
+
+def storage(config: Config) -> Storage:
+    """How `mindvideo prepare` stores frames for this config: as large as training or tests need them."""
+    side = max(config.data.short_side, config.eval.size) if config.data.short_side else 0
+    return Storage(config.data.decoder, side, "bilinear" if side else "none")
 
 
 def _find_known(config: Config) -> tuple[list[str], dict[str, list[Sample]], list[str]]:
@@ -210,18 +218,20 @@ def hold_out(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[S
     return [s for s in samples if s.group not in held], [s for s in samples if s.group in held]
 
 
-def _train_reader(config: Config, counts: dict[Path, int]) -> ClipReader:
+def _train_reader(config: Config, counts: dict[Path, int], prepared: Prepared | None) -> ClipReader:
     data = config.data
     transform = TrainTransform(data.size, data.short_side, data.crop, flip=data.flip, color=data.color)
     return ClipReader(
-        transform, "consecutive", data.length, counts, stride=data.stride, short="loop", decoder=data.decoder
-    )
+        transform, "consecutive", data.length, counts,
+        stride=data.stride, short="loop", decoder=data.decoder, prepared=prepared,
+    )  # fmt: skip
 
 
-def view_reader(config: Config, counts: Mapping[Path, int]) -> ViewReader:
-    """How tests look at videos, whose true lengths are `counts`."""
+def view_reader(config: Config, counts: Mapping[Path, int], prepared: Prepared | None = None) -> ViewReader:
+    """How tests look at videos, whose true lengths are `counts`; frames are decoded, or `prepared`."""
     data, shape = config.data, config.eval
     transform = ViewTransform(shape.size, max(shape.size, data.short_side), shape.crops)
     return ViewReader(
-        transform, shape.sampling, data.length, counts, stride=data.stride, num_clips=shape.clips, decoder=data.decoder
-    )
+        transform, shape.sampling, data.length, counts,
+        stride=data.stride, num_clips=shape.clips, decoder=data.decoder, prepared=prepared,
+    )  # fmt: skip

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from mindspore import nn
 from mindvideo.config import REPOSITORY, Config, resolve, to_yaml
 from mindvideo.data import stickfigures
 from mindvideo.data.datasets import count_all_frames
+from mindvideo.data.loader import open_shard
 from mindvideo.data.manifest import Sample
+from mindvideo.data.prepared import Prepared, Storage, video_names
 from mindvideo.engine import distributed
 from mindvideo.engine.checkpoint import TrainingState, load_checkpoint
 from mindvideo.engine.device import use_device
@@ -31,17 +33,23 @@ from mindvideo.schema import SCHEMAS
 # What a run can be continued from, the newest first.
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 
+_ROOTS = REPOSITORY / "data" / "data.json"
+
 
 def dataset_root(config: Config, section: str = "data") -> Path:
     """`root` of a section of the config, or the entry of data/data.json for its `dataset`."""
+    root = _find_root(config, section)
+    if root is None:
+        raise InputError(f"{section}.root is not set, and {_ROOTS} has no entry {config[section].dataset!r}.")
+    return root
+
+
+def _find_root(config: Config, section: str) -> Path | None:
     settings = config[section]
     if settings.root:
         return resolve(settings.root)
-    listing = REPOSITORY / "data" / "data.json"
-    roots = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
-    if settings.dataset not in roots:
-        raise InputError(f"{section}.root is not set, and {listing} has no entry {settings.dataset!r}.")
-    return resolve(roots[settings.dataset])
+    roots = json.loads(_ROOTS.read_text(encoding="utf-8")) if _ROOTS.is_file() else {}
+    return resolve(roots[settings.dataset]) if settings.dataset in roots else None
 
 
 def sample_folder(scene_bias: float = 0.0) -> Path:
@@ -60,13 +68,47 @@ def decode_check(config: Config, samples: Sequence[Sample]) -> tuple[dict[Path, 
     with progress_bar("check videos", len(own)) as progress:
         found = count_all_frames(own, config.data.decoder, progress=progress)
     counts, broken = _of_all(found[0]), _of_all(found[1])
-    if broken:
-        shown = "\n  ".join(list(broken.values())[:10]) + ("\n  ..." if len(broken) > 10 else "")
-        told = f"{len(broken)} of {len(samples)} videos cannot be decoded:\n  {shown}"
-        if config.data.broken == "error":
-            raise VideoError(f"{told}\nRepair or remove them, or set data.broken=exclude to go on without them.")
-        say(f"excluded: {told}")
+    tell_broken(config, broken, len(samples))
     return counts, [str(path) for path in broken]
+
+
+def frame_source(
+    config: Config, samples: Sequence[Sample], wanted: Storage
+) -> tuple[dict[Path, int], list[str], Prepared | None]:
+    """The same, and where `data.prepared` is set the frames of these videos, which nothing is decoded for then.
+
+    InputError if they are not stored as `wanted`, or not there.
+    """
+    if not config.data.prepared:
+        return *decode_check(config, samples), None
+    prepared = Prepared(resolve(config.data.prepared), open_shard)
+    counts, broken = prepared.choose(names_of(config, samples), wanted)
+    tell_broken(config, broken, len(samples))
+    return counts, [str(path) for path in broken], prepared
+
+
+def tell_broken(config: Config, broken: Mapping[Path, str], total: int) -> None:
+    """Say what is wrong with videos that are left out; VideoError unless `data.broken` is exclude."""
+    if not broken:
+        return
+    shown = "\n  ".join(list(broken.values())[:10]) + ("\n  ..." if len(broken) > 10 else "")
+    told = f"{len(broken)} of {total} videos cannot be decoded:\n  {shown}"
+    if config.data.broken == "error":
+        raise VideoError(f"{told}\nRepair or remove them, or set data.broken=exclude to go on without them.")
+    say(f"excluded: {told}")
+
+
+def names_of(config: Config, samples: Iterable[Sample]) -> dict[Path, str]:
+    """What an index of prepared videos calls those of the config."""
+    roots: list[tuple[str, Path]] = []
+    for section in ("data", "second", "unknown"):
+        if section not in config or config[section].dataset == "none":
+            continue
+        is_sample = config[section].dataset == "stickfigures"
+        root = sample_folder(config.data.get("scene_bias", 0.0)) if is_sample else _find_root(config, section)
+        if root:
+            roots.append((config[section].dataset, root.parent if root.is_file() else root))
+    return video_names((sample.path for sample in samples), roots)
 
 
 def _of_all(own: Mapping[Path, Any]) -> dict[Path, Any]:
