@@ -34,12 +34,8 @@ def after_three_steps(
         starts = [values(shape, 0), *(np.zeros(shape, np.float32) for _ in range(num_moments))]
         held = [Parameter(Tensor(start), name=f"p{i}") for i, start in enumerate(starts)]
         for number in range(3):
-            step(
-                Tensor(0.1 / (number + 1), ms.float32),
-                step.settings(*settings),
-                *held,
-                Tensor(values(shape, 1 + number)),
-            )
+            rate, gain = Tensor(0.1 / (number + 1), ms.float32), Tensor(0.75, ms.float32)
+            step(rate, gain, step.settings(*settings), *held, Tensor(values(shape, 1 + number)))
         return [parameter.asnumpy() for parameter in held]
     finally:
         ms.set_context(mode=with_mode)
@@ -74,11 +70,11 @@ class Reader(nn.Cell):
         self.weight = Parameter(Tensor(np.ones(4, np.float32)), name="weight")
         self.velocity = Parameter(Tensor(np.zeros(4, np.float32)), name="velocity")
         self.step = optimizers.SGDStep(0.5, False)
-        self.settings = self.step.settings(1.0, 0.0)
+        self.settings, self.one = self.step.settings(1.0, 0.0), Tensor(1.0, ms.float32)
 
     def construct(self, gradient: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         before = (2 * self.weight).sum()
-        self.step(rate, self.settings, self.weight, self.velocity, gradient)
+        self.step(rate, self.one, self.settings, self.weight, self.velocity, gradient)
         return before, (2 * self.weight).sum()
 
 
@@ -93,4 +89,11 @@ def test_another_shape_of_gradient_is_refused():
     step = optimizers.SGDStep(0.9, False)
     held = [Parameter(Tensor(values((3,), 0)), name=f"p{i}") for i in range(2)]
     with pytest.raises(ValueError, match=r"\[\[3\], \[4\]\] are not of the shape \[3\]"):
-        step(Tensor(0.1, ms.float32), step.settings(1.0, 0.0), *held, Tensor(values((4,), 0)))
+        step(Tensor(0.1, ms.float32), Tensor(1.0, ms.float32), step.settings(1.0, 0.0), *held, Tensor(values((4,), 0)))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (15,), (2**14 + 17,), (3, 100, 501)])
+def test_sum_of_squares(shape):
+    x = np.asarray(values(shape, 5))
+    found = optimizers.SquareSum()(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(found, [(x.astype(np.float64) ** 2).sum()], rtol=1e-7)

@@ -98,9 +98,9 @@ class SGDStep(_Step):
         self.momentum, self.nesterov = momentum, nesterov
 
     def construct(
-        self, rate: Tensor, settings: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor
+        self, rate: Tensor, gain: Tensor, settings: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor
     ) -> Tensor:
-        slope = gradient + settings[1] * parameter
+        slope = gain * gradient + settings[1] * parameter
         faster = ops.assign(velocity, self.momentum * velocity + slope)
         step = slope + self.momentum * faster if self.nesterov else faster
         return ops.assign_sub(parameter, (rate * settings[0]) * step)
@@ -111,6 +111,8 @@ class SGD(nn.Optimizer):
     looking ahead (Nesterov), times g + decay p + momentum v.
 
     MindSpore's nn.Momentum takes other Nesterov steps on a CPU, and its nn.SGD holds a further copy of all weights.
+
+    Called with gradients and, if they are to be scaled first, their `gain`, a scalar.
 
     Args:
         rates: the learning rate of each step.
@@ -130,12 +132,14 @@ class SGD(nn.Optimizer):
         super().__init__(Tensor(rates), list(parameters))
         self.velocities = self.parameters.clone(prefix="velocity", init="zeros")
         self.step = (optimizers.SGDStep if native.in_use() else SGDStep)(momentum, nesterov)
+        self.one = Tensor(1.0, ms.float32)
         self.settings = _settings(self.step, self.parameters, weight_decay, scale)
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> None:
+    def construct(self, gradients: tuple[Tensor, ...], gain: Tensor | None = None) -> None:
+        gain = self.one if gain is None else gain
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        each(ops.partial(self.step, rate), self.settings, self.parameters, self.velocities, gradients)
+        each(ops.partial(self.step, rate, gain), self.settings, self.parameters, self.velocities, gradients)
 
 
 def make_sgd(models: Sequence[nn.Cell], rates: np.ndarray, **options: Any) -> SGD:
@@ -147,9 +151,10 @@ class AdamaxStep(_Step):
     """That of Adamax."""
 
     def construct(
-        self, rate: Tensor, settings: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor
-    ) -> Tensor:
-        slope = gradient + settings[1] * parameter
+        self, rate: Tensor, gain: Tensor, settings: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter,
+        gradient: Tensor,
+    ) -> Tensor:  # fmt: skip
+        slope = gain * gradient + settings[1] * parameter
         newer = ops.assign(mean, 0.9 * mean + 0.1 * slope)
         larger = ops.assign(norm, ops.maximum(0.999 * norm, ops.abs(slope) + 1e-8))
         return ops.assign_sub(parameter, (rate * settings[0]) * newer / larger)
@@ -158,6 +163,8 @@ class AdamaxStep(_Step):
 class Adamax(nn.Optimizer):
     """Adamax as PyTorch defines it (Kingma and Ba, ICLR 2015, algorithm 2): m = 0.9 m + 0.1 g, u = max(0.999 u,
     |g| + 1e-8), and p falls by rate / (1 - 0.9^t) m / u in step t; g holds decay p too.
+
+    Called with gradients and, if they are to be scaled first, their `gain`, a scalar.
 
     Args:
         rates: the learning rate of each step, through all restarts.
@@ -172,13 +179,15 @@ class Adamax(nn.Optimizer):
         self.norms = self.parameters.clone(prefix="norm", init="zeros")
         self.power = Parameter(Tensor(1.0, ms.float32), name="power")  # 0.9^t
         self.step = (optimizers.AdamaxStep if native.in_use() else AdamaxStep)()
+        self.one = Tensor(1.0, ms.float32)
         self.settings = _settings(self.step, self.parameters, weight_decay, scale)
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> None:
+    def construct(self, gradients: tuple[Tensor, ...], gain: Tensor | None = None) -> None:
+        gain = self.one if gain is None else gain
         power = ops.assign(self.power, 0.9 * self.power)
         rate = self.get_lr() / (1.0 - power)
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        each(ops.partial(self.step, rate), self.settings, self.parameters, self.means, self.norms, gradients)
+        each(ops.partial(self.step, rate, gain), self.settings, self.parameters, self.means, self.norms, gradients)
 
     def restart(self) -> None:
         """Forget all gradients, as a new optimizer would have seen none; the rates go on."""
@@ -195,17 +204,24 @@ def make_adamax(
     return Adamax(parameters, rates, weight_decay=weight_decay, scale=scale)
 
 
-def clip_gradients(gradients: Sequence[Tensor], most: float) -> tuple[Tensor, ...]:
-    """Scaled down together so that their global norm is `most` where it is more, as in PyTorch.
+class _Square(nn.Cell):
+    """The sum of a tensor's squares, `[1]`."""
 
-    ops.clip_by_global_norm does so too, and holds four times the gradients' memory.
-    """
-    half_squares = ops.stack(each(_half_square, gradients))
-    norm = ops.sqrt(2.0 * half_squares.sum())
-    return each(ops.partial(multiply, ops.clamp(most / (norm + 1e-6), max=1.0)), gradients)
+    def construct(self, x: Tensor) -> Tensor:
+        return (2.0 * ops.L2Loss()(x)).reshape((1,))
 
 
-_half_square = ops.L2Loss()
+class Clipping(nn.Cell):
+    """The gain (a scalar) that scales gradients down together so that their global norm is `most` where it is more, as
+    PyTorch does it."""
+
+    def __init__(self, most: float):
+        super().__init__()
+        self.most, self.square = most, optimizers.SquareSum() if native.in_use() else _Square()
+
+    def construct(self, gradients: tuple[Tensor, ...]) -> Tensor:
+        norm = ops.sqrt(ops.concat(each(self.square, gradients)).sum())
+        return ops.clamp(self.most / (norm + 1e-6), max=1.0)
 
 
 def multiply(factor: Tensor, x: Tensor) -> Tensor:
@@ -261,10 +277,16 @@ def make_update(
     """The optimizer's step by gradients, for use in a graph: `reduce` is what they go through first, and `clip_norm`
     their largest global norm, 0 for none."""
 
+    clipping = Clipping(clip_norm) if clip_norm > 0 else None
+    takes_gain = isinstance(optimizer, (SGD, Adamax))
+
     def follow(gradients: Any) -> None:
-        if clip_norm > 0:
-            gradients = clip_gradients(gradients, clip_norm)
-        optimizer(gradients)
+        if clipping is None:
+            optimizer(gradients)
+        elif takes_gain:
+            optimizer(gradients, clipping(gradients))
+        else:
+            optimizer(each(ops.partial(multiply, clipping(gradients)), gradients))
 
     def update(gradients: Any) -> None:
         if reduce is not None:

@@ -15,7 +15,7 @@ from mindvideo import native
 
 def _signature(*written: str) -> tuple[Any, ...]:
     """Of a step whose `written` inputs change, so that MindSpore keeps the order of what reads and writes them."""
-    reads = [signature.make_sig(name) for name in ("attributes", "rate")]
+    reads = [signature.make_sig(name) for name in ("attributes", "rate", "gain")]
     writes = [signature.make_sig(name, signature.sig_rw.RW_WRITE) for name in written]
     return (*reads, *writes, signature.make_sig("gradient"))
 
@@ -36,9 +36,13 @@ class _AdamaxOperator(_Operator):
     __mindspore_signature__ = _signature("parameter", "mean", "norm")
 
 
-def _shape(_attributes, _rate, parameter, *others):
+def _shape(_attributes, _rate, _gain, parameter, *others):
     if any(list(shape) != list(parameter) for shape in others):
         raise ValueError(f"moments and gradient {[list(s) for s in others]} are not of the shape {list(parameter)}")
+    return [1]
+
+
+def _one(_attributes, _x):
     return [1]
 
 
@@ -59,9 +63,9 @@ class SGDStep(nn.Cell):
         return _attributes(self.momentum, decay, factor, float(self.nesterov))
 
     def construct(
-        self, rate: Tensor, settings: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor
+        self, rate: Tensor, gain: Tensor, settings: Tensor, parameter: Parameter, velocity: Parameter, gradient: Tensor
     ) -> Tensor:
-        return self.operator(settings, rate, parameter, velocity, gradient)
+        return self.operator(settings, rate, gain, parameter, velocity, gradient)
 
 
 class AdamaxStep(nn.Cell):
@@ -75,9 +79,22 @@ class AdamaxStep(nn.Cell):
         return _attributes(decay, factor)
 
     def construct(
-        self, rate: Tensor, settings: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter, gradient: Tensor
-    ) -> Tensor:
-        return self.operator(settings, rate, parameter, mean, norm, gradient)
+        self, rate: Tensor, gain: Tensor, settings: Tensor, parameter: Parameter, mean: Parameter, norm: Parameter,
+        gradient: Tensor,
+    ) -> Tensor:  # fmt: skip
+        return self.operator(settings, rate, gain, parameter, mean, norm, gradient)
+
+
+class SquareSum(nn.Cell):
+    """The sum of a tensor's squares, `[1]`; it has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.attributes = _attributes(0.0)
+        self.operator = ops.Custom(f"{native.load()[0]}:mindvideo_square_sum", _one, _type, func_type="aot")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.operator(self.attributes, x)
 
 
 def _attributes(*values: float) -> Tensor:
