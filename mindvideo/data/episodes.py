@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
@@ -98,19 +97,20 @@ class EpisodeSampler:
         The sources of a class go, in random order, to the side that lacks more of its clips, and when neither
         lacks any to the one with fewer sources. Some order reaches every division that serves one class.
         """
-        needed = {True: self.shot, False: self.query}
+        # What a side needs is shot * query parts, so that shares are whole numbers.
+        parts, enough = {True: self.query, False: self.shot}, self.shot * self.query
         on_support: dict[str, bool] = {}
         for name in names:
             groups = list(self._clips[name].items())
             shuffled = [groups[i] for i in rng.permutation(len(groups))]
             # By side: the share of the needed clips that it has, and its number of sources.
-            has = {True: (Fraction(0), 0), False: (Fraction(0), 0)}
+            has = {True: (0, 0), False: (0, 0)}
             for group, clips in sorted(shuffled, key=lambda item: item[0] not in on_support):
                 if group not in on_support:
                     on_support[group] = has[True] <= has[False]
                 side = on_support[group]
                 share, sources = has[side]
-                has[side] = (min(Fraction(1), share + Fraction(len(clips), needed[side])), sources + 1)
+                has[side] = (min(enough, share + len(clips) * parts[side]), sources + 1)
         return on_support
 
     def _clips_by_side(self, name: str, on_support: Mapping[str, bool]) -> tuple[list[int], list[int]]:
@@ -136,7 +136,11 @@ def _draw_from_many(clips_by_class: Sequence[Sequence[int]], count: int, rng: np
 
 def _divisible(sizes: Sequence[int], shot: int, query: int) -> bool:
     """Whether the sources can be dealt so that one side has `shot` clips and the other `query`."""
-    sums = {0}
+    most = sum(sizes) - query
+    too_few = {0}  # clips that a support side can have and still lack some; more than `most` never become fewer
     for size in sizes:
-        sums |= {total + size for total in sums}
-    return any(total >= shot and sum(sizes) - total >= query for total in sums)
+        sums = {total + size for total in too_few}
+        if any(shot <= total <= most for total in sums):
+            return True
+        too_few |= {total for total in sums if total < shot}
+    return False

@@ -249,6 +249,7 @@ class _Batches:
         self.labels = np.array([number_of[sample.label] for sample in samples], np.int32)
         self.samples, self.reader, self.batch, self.seed = samples, reader, batch, seed
         self.numbers, self.per_epoch = numbers, per_epoch
+        self.drawn = -1, np.zeros(0, np.int64)  # the last epoch asked for, and its order
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -256,10 +257,15 @@ class _Batches:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         number = self.numbers[int(index)]
         epoch, place = divmod(number, self.per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
-        chosen = order[place * self.batch : (place + 1) * self.batch]
+        chosen = self._order(epoch)[place * self.batch : (place + 1) * self.batch]
         rng = np.random.default_rng((self.seed, number, 1))  # 1: another stream than the order's
         return _stack((self.reader(self.samples[i], rng) for i in chosen), len(chosen)), self.labels[chosen]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """All samples' positions in the order of an epoch."""
+        if self.drawn[0] != epoch:
+            self.drawn = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+        return self.drawn[1]
 
 
 class _Views:
