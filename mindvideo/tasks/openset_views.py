@@ -155,7 +155,7 @@ def alpha_of(logits: np.ndarray, evidence: str) -> np.ndarray:
 
 def how_seen(config: Config) -> dict[str, Any]:
     """All settings that change what a network says of a video."""
-    video = {key: config.data[key] for key in ("length", "stride", "short_side", "decoder")}
+    video = {key: config.data[key] for key in ("length", "stride", "short_side", "decoder", "prepared")}
     views = {key: config.eval[key] for key in ("clips", "sampling", "crops", "size", "average", "draws")}
     run = {"name": config.name, "method": config.loss.name, "model": config.model.name}
     return run | {"evidence": evidence_of(config), "dropout": config.model.dropout} | video | views
