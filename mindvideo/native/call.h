@@ -26,13 +26,10 @@ using dims = memory::dims;
 namespace {
 
 constexpr auto kFloat = memory::data_type::f32;
-constexpr int kCachedPrimitives = 512;  // bounds what ever-changing shapes can take
+constexpr size_t kMostPlans = 512;  // of an operator: bounds what ever-changing shapes can take
 
 const engine& cpu() {
-  static const engine instance = [] {
-    set_primitive_cache_capacity(kCachedPrimitives);
-    return engine(engine::kind::cpu, 0);
-  }();
+  static const engine instance(engine::kind::cpu, 0);
   return instance;
 }
 
@@ -84,6 +81,7 @@ memory::desc contiguous(const dims& shape) {
 memory::desc any_layout(const dims& shape) { return {shape, kFloat, memory::format_tag::any}; }
 
 struct Call {
+  int count;
   void** data;
   const int* ranks;
   int64_t** shapes;
@@ -103,6 +101,16 @@ struct Call {
     return s;
   }
   memory::desc activation(int i) const { return channels_last(logical(i)); }
+
+  // Attributes and all shapes, as bytes.
+  std::string problem() const {
+    std::vector<int64_t> numbers(attributes(), attributes() + shapes[0][0]);
+    for (int i = 0; i < count; ++i) {
+      numbers.push_back(ranks[i]);
+      numbers.insert(numbers.end(), shapes[i], shapes[i] + ranks[i]);
+    }
+    return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(int64_t)};
+  }
 };
 
 struct Argument {
@@ -111,31 +119,73 @@ struct Argument {
   void* data;
 };
 
+// A primitive made for one problem, with the layouts it wants and the reorders to and from them.
+struct Plan {
+  explicit Plan(const primitive_desc& made) : pd(made), compute(made), work(made.scratchpad_desc()) {}
+
+  struct Place {
+    memory::desc inside;
+    bool is_same;
+    primitive change;
+  };
+
+  primitive_desc pd;
+  primitive compute;
+  memory::desc work;
+  std::unordered_map<int, Place> places;
+
+  memory::desc workspace() const { return pd.query_md(query::workspace_md); }
+
+  const Place& place(const Argument& argument, bool is_input) {
+    const auto found = places.find(argument.id);
+    if (found != places.end()) return found->second;
+    Place made{pd.query_md(query::exec_arg_md, argument.id), false, {}};
+    made.is_same = made.inside == argument.layout;
+    const memory::desc &from = is_input ? argument.layout : made.inside, &to = is_input ? made.inside : argument.layout;
+    if (!made.is_same) made.change = reorder(reorder::primitive_desc(cpu(), from, cpu(), to));
+    return places.emplace(argument.id, made).first->second;
+  }
+};
+
+// The plan of a call's problem, which `make` describes where none of its like came before. Attributes and shapes tell
+// problems apart, and each place in the source has plans of its own.
+template <class Make>
+Plan& plan(const Call& c, const Make& make) {
+  static thread_local std::unordered_map<std::string, Plan> plans;
+  const std::string problem = c.problem();
+  const auto found = plans.find(problem);
+  if (found != plans.end()) return found->second;
+  if (plans.size() >= kMostPlans) plans.clear();
+  return plans.emplace(problem, Plan(make())).first->second;
+}
+
 // Runs a primitive on MindSpore's buffers, reordering those whose layout is not the one it was made for.
-void run(const primitive_desc& pd, const std::vector<Argument>& inputs, const std::vector<Argument>& outputs) {
+void run(Plan& plan, const std::vector<Argument>& inputs, const std::vector<Argument>& outputs) {
   static thread_local Scratch scratch;
   stream queue(cpu());
   size_t slot = 0;
-  const memory::desc work = pd.scratchpad_desc();
   std::unordered_map<int, memory> bound;
-  bound.emplace(DNNL_ARG_SCRATCHPAD, memory(work, cpu(), scratch.get(slot++, work.get_size())));
+  bound.emplace(DNNL_ARG_SCRATCHPAD, memory(plan.work, cpu(), scratch.get(slot++, plan.work.get_size())));
 
-  const auto bind = [&](const Argument& argument) {
-    const memory::desc wanted = pd.query_md(query::exec_arg_md, argument.id);
-    void* data = wanted == argument.layout ? argument.data : scratch.get(slot++, wanted.get_size());
-    return bound.emplace(argument.id, memory(wanted, cpu(), data)).first->second;
+  const auto bind = [&](const Argument& argument, bool is_input) -> const Plan::Place& {
+    const Plan::Place& place = plan.place(argument, is_input);
+    void* data = place.is_same ? argument.data : scratch.get(slot++, place.inside.get_size());
+    bound.emplace(argument.id, memory(place.inside, cpu(), data));
+    return place;
   };
   const auto given = [](const Argument& argument) { return memory(argument.layout, cpu(), argument.data); };
 
   for (const auto& input : inputs) {
-    memory inside = bind(input), outside = given(input);
-    if (inside.get_data_handle() != input.data) reorder(outside, inside).execute(queue, outside, inside);
+    const Plan::Place& place = bind(input, true);
+    if (place.is_same) continue;
+    place.change.execute(queue, {{DNNL_ARG_FROM, given(input)}, {DNNL_ARG_TO, bound.at(input.id)}});
   }
-  for (const auto& output : outputs) bind(output);
-  primitive(pd).execute(queue, bound);
+  for (const auto& output : outputs) bind(output, false);
+  plan.compute.execute(queue, bound);
   for (const auto& output : outputs) {
-    memory inside = bound.at(output.id), outside = given(output);
-    if (inside.get_data_handle() != output.data) reorder(inside, outside).execute(queue, inside, outside);
+    const Plan::Place& place = plan.place(output, false);
+    if (place.is_same) continue;
+    place.change.execute(queue, {{DNNL_ARG_FROM, bound.at(output.id)}, {DNNL_ARG_TO, given(output)}});
   }
   queue.wait();
 }
@@ -177,7 +227,7 @@ std::string describe(int count, const int* ranks, int64_t** shapes) {
 #define MINDVIDEO_OPERATOR(name, body)                                                                   \
   extern "C" __attribute__((visibility("default"))) int mindvideo_##name(                                \
       int count, void** data, int* ranks, int64_t** shapes, const char**, void*, void*) {                \
-    const Call call{data, ranks, shapes};                                                                \
+    const Call call{count, data, ranks, shapes};                                                         \
     try {                                                                                                \
       body;                                                                                              \
     } catch (const std::exception& error) {                                                              \

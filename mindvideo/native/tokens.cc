@@ -30,7 +30,7 @@ struct LayerNorm {
 // inputs: attributes, x, scale, shift; outputs: y, mean, variance
 void layer_norm(const Call& c) {
   const LayerNorm norm(c);
-  run(norm.forward(),
+  run(plan(c, [&] { return norm.forward(); }),
       {{DNNL_ARG_SRC, norm.rows, c.data[1]},
        {DNNL_ARG_SCALE, norm.vector, c.data[2]},
        {DNNL_ARG_SHIFT, norm.vector, c.data[3]}},
@@ -42,7 +42,7 @@ void layer_norm(const Call& c) {
 // inputs: attributes, x, scale, shift (which oneDNN asks for), mean, variance, dy; outputs: dx, dscale, dshift
 void layer_norm_grad(const Call& c) {
   const LayerNorm norm(c);
-  run(norm.backward(),
+  run(plan(c, [&] { return norm.backward(); }),
       {{DNNL_ARG_SRC, norm.rows, c.data[1]},
        {DNNL_ARG_SCALE, norm.vector, c.data[2]},
        {DNNL_ARG_SHIFT, norm.vector, c.data[3]},
@@ -63,14 +63,16 @@ memory::desc rows_of(const Call& c) { return contiguous({c.rows(1), c.channels(1
 // Of the last axis. inputs: attributes (none is looked at), x; outputs: y
 void softmax(const Call& c) {
   const memory::desc rows = rows_of(c);
-  run(softmax_forward_of(rows), {{DNNL_ARG_SRC, rows, c.data[1]}}, {{DNNL_ARG_DST, rows, c.data[2]}});
+  run(plan(c, [&] { return softmax_forward_of(rows); }), {{DNNL_ARG_SRC, rows, c.data[1]}}, {{DNNL_ARG_DST, rows, c.data[2]}});
 }
 
 // inputs: attributes, y, dy; outputs: dx
 void softmax_grad(const Call& c) {
   const memory::desc rows = rows_of(c);
-  const softmax_backward::primitive_desc backward(cpu(), algorithm::softmax_accurate, rows, rows, rows, 1,
-                                                  softmax_forward_of(rows), user_scratchpad());
+  Plan& backward = plan(c, [&] {
+    return softmax_backward::primitive_desc(cpu(), algorithm::softmax_accurate, rows, rows, rows, 1,
+                                            softmax_forward_of(rows), user_scratchpad());
+  });
   run(backward, {{DNNL_ARG_DST, rows, c.data[1]}, {DNNL_ARG_DIFF_DST, rows, c.data[2]}},
       {{DNNL_ARG_DIFF_SRC, rows, c.data[3]}});
 }
@@ -84,14 +86,16 @@ memory::desc flat(const Call& c) { return contiguous({c.rows(1) * c.channels(1)}
 // inputs: attributes (none is looked at), x; outputs: y
 void gelu(const Call& c) {
   const memory::desc all = flat(c);
-  run(gelu_forward(all), {{DNNL_ARG_SRC, all, c.data[1]}}, {{DNNL_ARG_DST, all, c.data[2]}});
+  run(plan(c, [&] { return gelu_forward(all); }), {{DNNL_ARG_SRC, all, c.data[1]}}, {{DNNL_ARG_DST, all, c.data[2]}});
 }
 
 // inputs: attributes, x, dy; outputs: dx
 void gelu_grad(const Call& c) {
   const memory::desc all = flat(c);
-  const eltwise_backward::primitive_desc backward(
-      cpu(), algorithm::eltwise_gelu_erf, all, all, all, 0.f, 0.f, gelu_forward(all), user_scratchpad());
+  Plan& backward = plan(c, [&] {
+    return eltwise_backward::primitive_desc(cpu(), algorithm::eltwise_gelu_erf, all, all, all, 0.f, 0.f,
+                                            gelu_forward(all), user_scratchpad());
+  });
   run(backward, {{DNNL_ARG_SRC, all, c.data[1]}, {DNNL_ARG_DIFF_DST, all, c.data[2]}},
       {{DNNL_ARG_DIFF_SRC, all, c.data[3]}});
 }
