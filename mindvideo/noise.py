@@ -14,7 +14,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from mindvideo import native
-from mindvideo.native import operators
+from mindvideo.native import tokens
 
 # A 32-bit hash by multiplication and shift, Wellons' "lowbias32": its rounds of shift and factor.
 _HASH_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))
@@ -47,7 +47,7 @@ class Dropout(nn.Cell):
     def __init__(self, p: float, stream: int):
         super().__init__()
         self.p, self.uniform = p, Uniform(stream)
-        self.native = operators.Dropout(p, _start(stream)) if native.in_use() else None
+        self.native = tokens.Dropout(p, _start(stream)) if native.in_use() else None
 
     def construct(self, x: Tensor, seed: Tensor | None = None) -> Tensor:
         if seed is None or self.p == 0.0:

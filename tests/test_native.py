@@ -21,9 +21,9 @@ from mindvideo.native import build
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"native operators: {native.reason()}")
 if native.available():
     from mindvideo.native import operators as nat
+    from mindvideo.native import tokens
 
 sweep = settings(max_examples=25, deadline=None, derandomize=True)
-
 
 # --- running a cell both ways -----------------------------------------------------------------------------
 
@@ -326,7 +326,7 @@ def test_layer_norm(extents, c, epsilon):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((*extents, c)).astype(np.float32).astype(np.float64) * 2 + 1
     scale, shift = rng.standard_normal((2, c)).astype(np.float32).astype(np.float64)
-    got, r = both_modes(nat.LayerNorm(epsilon), x, scale, shift)
+    got, r = both_modes(tokens.LayerNorm(epsilon), x, scale, shift)
     mean, deviation = x.mean(-1, keepdims=True), np.sqrt(x.var(-1, keepdims=True) + epsilon)
     normal, rows = (x - mean) / deviation, tuple(range(len(extents)))
     pulled = r * scale
@@ -338,7 +338,7 @@ def test_layer_norm(extents, c, epsilon):
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=4))
 def test_gelu(extents):
     x = np.random.default_rng(0).standard_normal(extents).astype(np.float32).astype(np.float64) * 3
-    got, r = both_modes(nat.GELU(), x)
+    got, r = both_modes(tokens.GELU(), x)
     share, density = special.ndtr(x), np.exp(-np.square(x) / 2) / np.sqrt(2 * np.pi)
     assert_close(got, [x * share, r * (share + x * density)])
 
@@ -406,7 +406,7 @@ def test_input_that_is_data_gets_no_gradient():
             ValueError,
             r"\[2, 7, 6, 3\]",
         ),
-        (lambda: (nat.LayerNorm(1e-5), normal(2, 7, 3), normal(3), normal(4)), ValueError, r"\[2, 7, 3\]"),
+        (lambda: (tokens.LayerNorm(1e-5), normal(2, 7, 3), normal(3), normal(4)), ValueError, r"\[2, 7, 3\]"),
         (
             lambda: (nat.MaxPool((2, 2), (2, 2), (0, 0)), normal(2, 1, 1, 3)),
             ValueError,

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindvideo.models.layers import Attention, initialize_dense
+from mindvideo.models.layers import Attention, dense, initialize_dense
 from mindvideo.models.mldecoder import MOST_GROUPS, MLDecoder
 from mindvideo.models.registry import register
 from mindvideo.noise import Dropout
@@ -54,8 +54,8 @@ class ActionNet(nn.Cell):
     ):
         super().__init__()
         self.length, self.motion = length, motion
-        self.embed = nn.Dense(NUM_CHANNELS, width)
-        self.embed_motion = nn.Dense(2 * NUM_CHANNELS, width, has_bias=False) if motion > 0 else None
+        self.embed = dense(NUM_CHANNELS, width)
+        self.embed_motion = dense(2 * NUM_CHANNELS, width, has_bias=False) if motion > 0 else None
         self.places = Tensor(sinusoids(length, width)) if positional else None
         self.attention = Attention(width, num_heads, bias=False, dropout=dropout, stream=5)
         self.dropout = Dropout(dropout, stream=6)

@@ -17,9 +17,11 @@ from mindvideo.models.layers import (
     Float32,
     LayerNorm,
     Normalize,
+    dense,
     enter,
     from_channels_last,
     initialize_dense,
+    is_native,
     leave,
     put,
     space_axes,
@@ -27,6 +29,7 @@ from mindvideo.models.layers import (
 )
 from mindvideo.models.mldecoder import MLDecoder
 from mindvideo.models.registry import register
+from mindvideo.native import tokens
 from mindvideo.noise import Dropout, Uniform
 
 EPSILON = 1e-6  # of the backbone's layer normalisation
@@ -42,8 +45,10 @@ class Block(nn.Cell):
         super().__init__()
         self.depthwise = Conv(channels, channels, (7, 7), stride=(1, 1), padding=(3, 3), groups=channels)
         self.norm = LayerNorm(channels, EPSILON)
-        self.fc1, self.fc2 = nn.Dense(channels, 4 * channels), nn.Dense(4 * channels, channels)
-        self.gelu, self.matmul = GELU(), ops.MatMul(transpose_b=True)
+        self.fc1, self.fc2 = dense(channels, 4 * channels), dense(4 * channels, channels)
+        self.gelu = GELU()
+        self.dense = tokens.BiasedDense() if is_native() else None
+        self.matmul = ops.MatMul(transpose_b=True)
         self.scale = Parameter(Tensor(np.full(channels, scale, np.float32)))
         self.drop, self.uniform = drop, Uniform(stream)
 
@@ -52,9 +57,12 @@ class Block(nn.Cell):
         hidden_BHWC = self.gelu(self.fc1(branch_BHWC))
         # The scale goes into the layer's weights: its own gradient is then a sum over these, not over all places.
         weight, bias = self.fc2.weight * self.scale.expand_dims(1), self.fc2.bias * self.scale
-        weight = weight.astype(hidden_BHWC.dtype)  # of mixed precision
-        branch_BHWC = self.matmul(hidden_BHWC.reshape((-1, weight.shape[1])), weight) + bias
-        branch_BHWC = branch_BHWC.reshape((*hidden_BHWC.shape[:-1], -1))
+        if self.dense is not None:
+            branch_BHWC = self.dense(hidden_BHWC, weight, bias)
+        else:
+            weight = weight.astype(hidden_BHWC.dtype)  # of mixed precision
+            branch_BHWC = self.matmul(hidden_BHWC.reshape((-1, weight.shape[1])), weight) + bias
+            branch_BHWC = branch_BHWC.reshape((*hidden_BHWC.shape[:-1], -1))
         if seed is not None and self.drop > 0.0:
             kept_B = (self.uniform(seed, x.shape[0]) >= self.drop).astype(x.dtype)
             branch_BHWC = branch_BHWC * (kept_B * (1.0 / (1.0 - self.drop))).reshape((-1, 1, 1, 1))
@@ -84,7 +92,7 @@ class FullyConnectedHead(Float32):
 
     def __init__(self, in_features: int, num_classes: int):
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Dense(in_features, 512), nn.Dense(512, 256), nn.Dense(256, num_classes)
+        self.fc1, self.fc2, self.fc3 = dense(in_features, 512), dense(512, 256), dense(256, num_classes)
         self.norm1, self.norm2 = LayerNorm(512), LayerNorm(256)
         self.gelu = GELU()
         self.drop1, self.drop2 = Dropout(0.2, _HEAD_STREAM), Dropout(0.2, _HEAD_STREAM + 1)
@@ -141,7 +149,7 @@ class ConvNeXt(nn.Cell):
         if head == "ml_decoder":
             self.head = MLDecoder(self.num_features, num_classes)
         else:
-            make = FullyConnectedHead if head == "fc" else nn.Dense
+            make = FullyConnectedHead if head == "fc" else dense
             self.head = make(self.num_features, num_classes)
 
     def construct(self, images_BCHW: Tensor, seed: Tensor | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from mindspore.ops.auto_generate.gen_ops_prim import MatMulExt
 
 from mindvideo.models.layers import Conv, ConvNorm, is_native
 from mindvideo.models.mldecoder import MLDecoder
+from mindvideo.native import tokens
 
 CONVOLUTION, DENSE, PRODUCT = "convolution", "dense", "matrix product"
 # What carries out `ops.matmul`, `ops.bmm`, `nn.Dense` and the operators of these names in PyNative mode.
@@ -117,6 +118,10 @@ class _Counter:
             shape, weight = shapes
             self.layers.append(Layer(name, CONVOLUTION, math.prod(shape) * math.prod(weight[1:])))
             return Tensor.from_numpy(np.zeros(shape, np.float32))
+        if isinstance(cell, (tokens.Dense, tokens.BiasedDense)):
+            out = original(cell, *inputs)
+            self.layers.append(Layer(self.path[-1], DENSE, out.size * inputs[1].shape[1]))
+            return out
         self.path.append(name)
         try:
             return original(cell, *inputs, **named)

@@ -24,7 +24,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindvideo import native
 from mindvideo.errors import InputError
-from mindvideo.native import operators
+from mindvideo.native import operators, tokens
 from mindvideo.noise import Dropout
 
 
@@ -269,6 +269,24 @@ class MaxPool(nn.Cell):
         return self.operator(x)
 
 
+class NativeDense(nn.Dense):
+    """nn.Dense by a native operator."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, has_bias: bool):
+        super().__init__(in_channels, out_channels, has_bias=has_bias)
+        self.operator = tokens.BiasedDense() if has_bias else tokens.Dense()
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.has_bias:
+            return self.operator(x, self.weight, self.bias)
+        return self.operator(x, self.weight)
+
+
+def dense(in_channels: int, out_channels: int, *, has_bias: bool = True) -> nn.Dense:
+    """A dense layer of the last axis of `[..., in_channels]`."""
+    return (NativeDense if is_native() else nn.Dense)(in_channels, out_channels, has_bias=has_bias)
+
+
 class Attention(nn.Cell):
     """Scaled dot-product attention of several heads (Vaswani et al., NeurIPS 2017), with dropout of its weights.
 
@@ -280,9 +298,9 @@ class Attention(nn.Cell):
         if num_heads < 1 or width % num_heads:
             raise InputError(f"attention of width {width} cannot have {num_heads} heads: they must divide the width.")
         self.num_heads, self.scale = num_heads, (width // num_heads) ** -0.5
-        self.query, self.key, self.value, self.output = (nn.Dense(width, width, has_bias=bias) for _ in range(4))
+        self.query, self.key, self.value, self.output = (dense(width, width, has_bias=bias) for _ in range(4))
         self.dropout = Dropout(dropout, stream)
-        self.softmax = operators.Softmax() if is_native() else ops.Softmax(axis=-1)
+        self.softmax = tokens.Softmax() if is_native() else ops.Softmax(axis=-1)
 
     def construct(self, query_BQD: Tensor, memory_BLD: Tensor, seed: Tensor | None = None) -> Tensor:
         weights_BHQL = self.dropout(self.weights(query_BQD, memory_BLD), seed)
@@ -317,7 +335,7 @@ class LayerNorm(Float32):
         super().__init__()
         self.gamma = Parameter(Tensor(np.ones(width, np.float32)))
         self.beta = Parameter(Tensor(np.zeros(width, np.float32)))
-        self.operator = operators.LayerNorm(eps) if is_native() else ops.LayerNorm(-1, -1, eps)
+        self.operator = tokens.LayerNorm(eps) if is_native() else ops.LayerNorm(-1, -1, eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.operator(x, self.gamma, self.beta)[0]
@@ -328,7 +346,7 @@ class GELU(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.operator = operators.GELU() if is_native() else nn.GELU(approximate=False)
+        self.operator = tokens.GELU() if is_native() else nn.GELU(approximate=False)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.operator(x)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 from mindspore.common.initializer import Normal, initializer
 
 from mindvideo.errors import InputError
-from mindvideo.models.layers import Attention, Float32, LayerNorm, draw_uniform, initialize_dense, put
+from mindvideo.models.layers import Attention, Float32, LayerNorm, dense, draw_uniform, initialize_dense, put
 from mindvideo.noise import Dropout
 
 MOST_GROUPS = 100  # the authors' default
@@ -55,10 +55,10 @@ class MLDecoder(Float32):
             raise InputError(f"ML-Decoder of {num_classes} classes in {num_groups} groups: both must be at least 1.")
         num_groups = min(num_groups, num_classes)
         self.num_classes = num_classes
-        self.embed = nn.Dense(in_features, width)
+        self.embed = dense(in_features, width)
         self.queries = Parameter(initializer(Normal(1.0), (num_groups, width)), requires_grad=learned_queries)
         self.attention = Attention(width, num_heads, bias=True, dropout=dropout, stream=0)
-        self.fc1, self.fc2 = nn.Dense(width, hidden), nn.Dense(hidden, width)
+        self.fc1, self.fc2 = dense(width, hidden), dense(hidden, width)
         self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
         self.drop1, self.drop2, self.drop3, self.drop4 = (Dropout(dropout, stream) for stream in range(1, 5))
         per_group = math.ceil(num_classes / num_groups)

@@ -20,8 +20,9 @@ from typing import Any
 
 from mindspore import Tensor, nn, ops
 
-from mindvideo.models.layers import ConvNorm, MaxPool, channel_axis, enter, leave, time_axis
+from mindvideo.models.layers import ConvNorm, MaxPool, channel_axis, enter, is_native, leave, time_axis
 from mindvideo.models.recognizer import Backbone
+from mindvideo.native import operators
 
 ONE = (1, 1, 1)
 
@@ -33,8 +34,11 @@ class TemporalShift(nn.Cell):
     def __init__(self, channels: int, div: int):
         super().__init__()
         self.channels, self.fold = channels, channels // div
+        self.native = operators.Shift(self.fold) if is_native() else None
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.native is not None:
+            return self.native(x)
         time, channel, frames = time_axis(), channel_axis(), x.shape[time_axis()]
         fold, rest = self.fold, self.channels - 2 * self.fold
         after, before = x.narrow(channel, 0, fold), x.narrow(channel, fold, fold)

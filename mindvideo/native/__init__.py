@@ -2,7 +2,7 @@
 """Convolution, norms, pooling, GELU and steps of optimizers for CPUs, over oneDNN 3, as MindSpore cells.
 
     build.py                  compiles the operators on first use;  call.h  how they reach oneDNN
-    operators.cc, tokens.cc   the operators of networks;   operators.py   the cells
+    operators.cc, tokens.cc   the operators of networks;   operators.py, tokens.py   the cells
     optimizers.cc             the steps of optimizers;     optimizers.py  the cells
 
 MindSpore's own CPU operators call an old oneDNN with fixed layouts and are several times slower. The two

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _operator(name: str, attributes: list[int], shapes: Callable, outputs: str = "f") -> Callable[..., Any]:
+def make_operator(name: str, attributes: list[int], shapes: Callable, outputs: str = "f") -> Callable[..., Any]:
     """A custom operator whose first input is the tensor of `attributes`.
 
     Args:
@@ -63,7 +62,8 @@ def _operator(name: str, attributes: list[int], shapes: Callable, outputs: str =
     return operator
 
 
-def _tensor(attributes: list[int]) -> Tensor:
+def constant(attributes: list[int]) -> Tensor:
+    """An operator's attributes as its first input."""
     return Tensor(np.array(attributes, np.int64))
 
 
@@ -116,9 +116,9 @@ class _Convolution(nn.Cell):
             return [x[0], *_slid(x[1:-1], weight[2:], stride, padding, dilation), weight[0]]
 
         self.parameters = [groups, int(relu), *stride, *padding, *dilation]
-        self.attributes = _tensor(self.parameters)
+        self.attributes = constant(self.parameters)
         self.output = output
-        self.grad_input = _operator("conv_grad_input", self.parameters, lambda x, w, dy: x)
+        self.grad_input = make_operator("conv_grad_input", self.parameters, lambda x, w, dy: x)
 
     def backward_input(self, x: Tensor, weight: Tensor, dy: Tensor) -> Tensor:
         """The input's gradient, by its own operator: a compiled graph drops it where nobody uses it."""
@@ -130,8 +130,8 @@ class Convolution(_Convolution):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.forward = _operator("conv", self.parameters, self.output)
-        self.grad_weight = _operator("conv_grad_weight", self.parameters, lambda x, w, dy: w)
+        self.forward = make_operator("conv", self.parameters, self.output)
+        self.grad_weight = make_operator("conv_grad_weight", self.parameters, lambda x, w, dy: w)
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         return self.forward(self.attributes, x, weight)
@@ -145,8 +145,8 @@ class BiasedConvolution(_Convolution):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.forward = _operator("conv_bias", self.parameters, self.output)
-        self.grad_weight = _operator("conv_grad_weight_bias", self.parameters, lambda x, w, dy: (w, w[:1]), "ff")
+        self.forward = make_operator("conv_bias", self.parameters, self.output)
+        self.grad_weight = make_operator("conv_grad_weight_bias", self.parameters, lambda x, w, dy: (w, w[:1]), "ff")
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.forward(self.attributes, x, weight, bias)
@@ -164,8 +164,8 @@ class _Folded(_Convolution):
         groups, relu, *window = self.parameters
         self.relu = bool(relu)
         plain = [groups, 0, *window]
-        self.convolve = _operator("conv", plain, self.output)
-        self.grad_weight = _operator("conv_grad_weight", plain, lambda x, w, dy: w)
+        self.convolve = make_operator("conv", plain, self.output)
+        self.grad_weight = make_operator("conv_grad_weight", plain, lambda x, w, dy: w)
 
     def through_relu(self, y: Tensor, dy: Tensor) -> Tensor:
         return ops.mul(dy, ops.cast(ops.greater(y, 0), ms.float32)) if self.relu else dy
@@ -190,7 +190,7 @@ class FoldedConvolution(_Folded):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.forward = _operator("conv_folded", self.parameters, self.output)
+        self.forward = make_operator("conv_folded", self.parameters, self.output)
 
     def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return self.forward(self.attributes, x, weight, scale, shift)
@@ -211,7 +211,7 @@ class FoldedResidual(_Folded):
                 raise ValueError(f"residual {list(residual)} is not of the convolution's output shape {list(shape)}")
             return shape
 
-        self.forward = _operator("conv_folded_add", self.parameters, output)
+        self.forward = make_operator("conv_folded_add", self.parameters, output)
 
     def construct(self, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tensor:
         return self.forward(self.attributes, x, weight, scale, shift, residual)
@@ -227,7 +227,7 @@ class _BatchNorm(nn.Cell):
     def __init__(self, epsilon: float, *, relu: bool, frozen: bool):
         super().__init__()
         self.parameters = [int(relu), int(frozen), int(np.float64(epsilon).view(np.int64))]
-        self.attributes = _tensor(self.parameters)
+        self.attributes = constant(self.parameters)
 
     @staticmethod
     def check(x: Shape, *vectors: Shape) -> None:
@@ -251,8 +251,8 @@ class BatchNorm(_BatchNorm):
             self.check(x, scale, shift)
             return x, scale, scale
 
-        self.forward = _operator("batch_norm", self.parameters, outputs, "fff")
-        self.gradient = _operator("batch_norm_grad", self.parameters, lambda x, scale, *_: (x, scale, scale), "fff")
+        self.forward = make_operator("batch_norm", self.parameters, outputs, "fff")
+        self.gradient = make_operator("batch_norm_grad", self.parameters, lambda x, scale, *_: (x, scale, scale), "fff")
 
     def construct(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.forward(self.attributes, x, scale, shift)
@@ -273,8 +273,8 @@ class ResidualBatchNorm(_BatchNorm):
                 raise ValueError(f"residual {list(residual)} is not of the batch norm's shape {list(x)}")
             return x, scale, scale
 
-        self.forward = _operator("batch_norm_add", self.parameters, outputs, "fff")
-        self.gradient = _operator(
+        self.forward = make_operator("batch_norm_add", self.parameters, outputs, "fff")
+        self.gradient = make_operator(
             "batch_norm_add_grad", self.parameters, lambda x, scale, *_: (x, scale, scale, x), "ffff"
         )
 
@@ -298,8 +298,8 @@ class FrozenBatchNorm(_BatchNorm):
             self.check(x, *vectors)
             return x
 
-        self.forward = _operator("batch_norm", self.parameters, output)
-        self.gradient = _operator("batch_norm_grad", self.parameters, lambda x, scale, *_: (x, scale, scale), "fff")
+        self.forward = make_operator("batch_norm", self.parameters, output)
+        self.gradient = make_operator("batch_norm_grad", self.parameters, lambda x, scale, *_: (x, scale, scale), "fff")
 
     def construct(self, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         return self.forward(self.attributes, x, scale, shift, mean, variance)
@@ -337,9 +337,9 @@ class MaxPool(nn.Cell):
             source, target = ((ctypes.c_int64 * len(x))(s[0], s[-1], *s[1:-1]) for s in (x, y))
             return y, [max(1, _library().mindvideo_max_pool_workspace(len(x), source, target, values))]
 
-        self.attributes = _tensor(attributes)
-        self.forward = _operator("max_pool", attributes, outputs, "fb")
-        self.gradient = _operator("max_pool_grad", attributes, lambda x, workspace, dy: x)
+        self.attributes = constant(attributes)
+        self.forward = make_operator("max_pool", attributes, outputs, "fb")
+        self.gradient = make_operator("max_pool_grad", attributes, lambda x, workspace, dy: x)
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward(self.attributes, x)
@@ -361,9 +361,9 @@ class AvgPool(nn.Cell):
     ):
         super().__init__()
         attributes = [int(count_include_pad), *kernel, *stride, *padding]
-        self.attributes = _tensor(attributes)
-        self.forward = _operator("avg_pool", attributes, _pooled(kernel, stride, padding))
-        self.gradient = _operator("avg_pool_grad", attributes, lambda x, dy: x)
+        self.attributes = constant(attributes)
+        self.forward = make_operator("avg_pool", attributes, _pooled(kernel, stride, padding))
+        self.gradient = make_operator("avg_pool_grad", attributes, lambda x, dy: x)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.forward(self.attributes, x)
@@ -372,73 +372,23 @@ class AvgPool(nn.Cell):
         return (self.gradient(self.attributes, x, dy),)
 
 
-class LayerNorm(nn.Cell):
-    """Layer normalisation of the last axis of x [..., C]; returns the output and what the gradient needs of it."""
+class Shift(nn.Cell):
+    """TSM's temporal shift of x [B, T, H, W, C]: a frame's first `fold` channels come from the frame after it, the next
+    `fold` from the one before, zeros where there is none."""
 
-    def __init__(self, epsilon: float):
+    def __init__(self, fold: int):
         super().__init__()
-        parameters = [int(np.float64(epsilon).view(np.int64))]
 
-        def outputs(x: Shape, scale: Shape, shift: Shape) -> tuple[Shape, Shape, Shape]:
-            if len(x) < 2 or any(list(v) != [x[-1]] for v in (scale, shift)):
-                raise ValueError(f"input {list(x)} does not fit a layer norm with {[list(scale), list(shift)]}")
-            rows = [math.prod(x[:-1])]
-            return x, rows, rows
+        def output(x: Shape) -> Shape:
+            if len(x) != 5 or x[-1] < 2 * fold:
+                raise ValueError(f"input {list(x)} has no {2 * fold} channels of clips to shift")
+            return x
 
-        self.attributes = _tensor(parameters)
-        self.forward = _operator("layer_norm", parameters, outputs, "fff")
-        self.gradient = _operator("layer_norm_grad", parameters, lambda x, scale, *_: (x, scale, scale), "fff")
-
-    def construct(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.forward(self.attributes, x, scale, shift)
-
-    def bprop(self, x, scale, shift, out, dout):
-        return self.gradient(self.attributes, x, scale, shift, out[1], out[2], dout[0])
-
-
-class Softmax(nn.Cell):
-    """Softmax over the last axis."""
-
-    def __init__(self):
-        super().__init__()
-        self.attributes = _tensor([0])
-        self.forward = _operator("softmax", [0], lambda x: x)
-        self.gradient = _operator("softmax_grad", [0], lambda y, dy: y)
+        self.attributes, self.back = constant([fold, 1]), constant([fold, -1])
+        self.forward = make_operator("shift", [fold], output)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.forward(self.attributes, x)
 
     def bprop(self, x, y, dy):
-        return (self.gradient(self.attributes, y, dy),)
-
-
-class GELU(nn.Cell):
-    """x Phi(x), Phi being the normal distribution's (by its error function, not the tanh that is near it)."""
-
-    def __init__(self):
-        super().__init__()
-        self.attributes = _tensor([0])
-        self.forward = _operator("gelu", [0], lambda x: x)
-        self.gradient = _operator("gelu_grad", [0], lambda x, dy: x)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.forward(self.attributes, x)
-
-    def bprop(self, x, y, dy):
-        return (self.gradient(self.attributes, x, dy),)
-
-
-class Dropout(nn.Cell):
-    """Zero a share `p` of x and scale up the rest, by the numbers of noise.Uniform from `start` and a seed."""
-
-    def __init__(self, p: float, start: int):
-        super().__init__()
-        parameters = [start, *(int(np.float64(value).view(np.int64)) for value in (p, 1.0 / (1.0 - p)))]
-        self.attributes = _tensor(parameters)
-        self.drop = _operator("dropout", parameters, lambda seed, x: x)
-
-    def construct(self, seed: Tensor, x: Tensor) -> Tensor:
-        return self.drop(self.attributes, seed, x)
-
-    def bprop(self, seed, x, y, dy):
-        return ops.zeros_like(seed), self.drop(self.attributes, seed, dy)
+        return (self.forward(self.back, dy),)

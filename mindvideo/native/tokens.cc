@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What networks of tokens need beside products of matrices: layer norm, softmax, GELU, dropout; see operators.cc.
+// What networks of tokens need: dense layers, layer norm, softmax, GELU, dropout; see operators.cc.
 
 #include "call.h"
 
@@ -122,6 +122,51 @@ void dropout(const Call& c) {
   each_piece(c.size(2), [=](int64_t first, int64_t last) { dropout(x, first, last, start, share, scale, y); });
 }
 
+// x [rows, I] times weight [O, I] transposed, plus a bias [O]
+struct Dense {
+  memory::desc x, weight, bias, y;
+
+  Dense(int64_t rows, int64_t in, int64_t out)
+      : x(contiguous({rows, in})), weight(any_layout({out, in})), bias(contiguous({out})), y(contiguous({rows, out})) {}
+
+  inner_product_forward::primitive_desc forward(bool biased) const {
+    return {cpu(), prop_kind::forward_training, x, weight, biased ? bias : memory::desc(), y, user_scratchpad()};
+  }
+  inner_product_backward_data::primitive_desc backward_data() const {
+    return {cpu(), x, weight, y, forward(false), user_scratchpad()};
+  }
+  inner_product_backward_weights::primitive_desc backward_weights(bool biased) const {
+    return {cpu(), x, weight, biased ? bias : memory::desc(), y, forward(biased), user_scratchpad()};
+  }
+};
+
+// inputs: attributes (none is looked at), x, weight [, bias]; outputs: y
+void dense(const Call& c, bool biased) {
+  const int y = biased ? 4 : 3;
+  const Dense layer(c.rows(1), c.channels(1), c.shapes[2][0]);
+  std::vector<Argument> inputs = {{DNNL_ARG_SRC, layer.x, c.data[1]},
+                                  {DNNL_ARG_WEIGHTS, contiguous(c.shape(2)), c.data[2]}};
+  if (biased) inputs.push_back({DNNL_ARG_BIAS, layer.bias, c.data[3]});
+  run(plan(c, [&] { return layer.forward(biased); }), inputs, {{DNNL_ARG_DST, layer.y, c.data[y]}});
+}
+
+// inputs: attributes, x (for its shape), weight, dy; outputs: dx
+void dense_grad_input(const Call& c) {
+  const Dense layer(c.rows(1), c.channels(1), c.shapes[2][0]);
+  run(plan(c, [&] { return layer.backward_data(); }),
+      {{DNNL_ARG_WEIGHTS, contiguous(c.shape(2)), c.data[2]}, {DNNL_ARG_DIFF_DST, layer.y, c.data[3]}},
+      {{DNNL_ARG_DIFF_SRC, layer.x, c.data[4]}});
+}
+
+// inputs: attributes, x, weight (for its shape), dy; outputs: dweight [, dbias]
+void dense_grad_weight(const Call& c, bool biased) {
+  const Dense layer(c.rows(1), c.channels(1), c.shapes[2][0]);
+  std::vector<Argument> outputs = {{DNNL_ARG_DIFF_WEIGHTS, contiguous(c.shape(2)), c.data[4]}};
+  if (biased) outputs.push_back({DNNL_ARG_DIFF_BIAS, layer.bias, c.data[5]});
+  run(plan(c, [&] { return layer.backward_weights(biased); }),
+      {{DNNL_ARG_SRC, layer.x, c.data[1]}, {DNNL_ARG_DIFF_DST, layer.y, c.data[3]}}, outputs);
+}
+
 }  // namespace
 
 MINDVIDEO_OPERATOR(layer_norm, layer_norm(call))
@@ -131,3 +176,8 @@ MINDVIDEO_OPERATOR(softmax_grad, softmax_grad(call))
 MINDVIDEO_OPERATOR(gelu, gelu(call))
 MINDVIDEO_OPERATOR(gelu_grad, gelu_grad(call))
 MINDVIDEO_OPERATOR(dropout, dropout(call))
+MINDVIDEO_OPERATOR(dense, dense(call, false))
+MINDVIDEO_OPERATOR(dense_bias, dense(call, true))
+MINDVIDEO_OPERATOR(dense_grad_input, dense_grad_input(call))
+MINDVIDEO_OPERATOR(dense_grad_weight, dense_grad_weight(call, false))
+MINDVIDEO_OPERATOR(dense_grad_weight_bias, dense_grad_weight(call, true))
