@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a tiny network for so many epochs of made videos, and validate it in every tenth; a line an epoch, the bytes
-then resident.
+"""Train a tiny network for so many epochs of made videos, and validate it in every tenth; a line an epoch, `resident`
+and the bytes.
 
 python tests/epochs.py FOLDER EPOCHS
 """
@@ -74,7 +74,7 @@ def main(root: Path, epochs: int) -> None:
             for views_VCTHW in load_views(samples[:4], test, workers=2):
                 infer(Tensor(views_VCTHW)).asnumpy()
             model.set_train()
-        print(resident(), flush=True)
+        print("resident", resident(), flush=True)
 
 
 main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -104,6 +104,12 @@ def test_dense_and_its_gradients(shape, out, has_bias):
         np.testing.assert_allclose(gradient.asnumpy(), wanted, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("fold", [0, 3])
+def test_a_shift_of_no_or_too_many_channels_is_refused(fold):
+    with pytest.raises(ValueError, match=rf"\[1, 2, 3, 3, 5\] does not fit a shift of {fold} channels"):
+        operators.Shift(fold)(Tensor(values(1, 2, 3, 3, 5)))
+
+
 def test_a_dense_layer_of_another_width_is_refused():
     with pytest.raises(ValueError, match=r"\[2, 3\] does not fit a dense layer of \[\[5, 4\]\]"):
         tokens.Dense()(Tensor(values(2, 3)), Tensor(values(5, 4)))

@@ -380,8 +380,8 @@ class Shift(nn.Cell):
         super().__init__()
 
         def output(x: Shape) -> Shape:
-            if len(x) != 5 or x[-1] < 2 * fold:
-                raise ValueError(f"input {list(x)} has no {2 * fold} channels of clips to shift")
+            if len(x) != 5 or not 2 <= 2 * fold <= x[-1]:
+                raise ValueError(f"input {list(x)} does not fit a shift of {fold} channels each way")
             return x
 
         self.attributes, self.back = constant([fold, 1]), constant([fold, -1])
