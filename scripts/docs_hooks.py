@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTSIDE = "repository"
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md")  # as in the nav
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md", "benchmarks/README.md")  # as in the nav
 LINK = re.compile(r"(?<=\]\()([^()\s:#]+)(?=[#)])")
 
 

@@ -20,6 +20,7 @@ PAGES = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
     *sorted(REPOSITORY.glob("*.md")),
     REPOSITORY / "data" / "README.md",
+    REPOSITORY / "benchmarks" / "README.md",
 ]
 CODE = re.compile(r"^```.*?^```|^    .*?$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+)\)")
